@@ -1,0 +1,22 @@
+"""Differential privacy for PyTorch Lightning: one argument of the Trainer, and an eps that can be trusted."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from lightning.pytorch.strategies import StrategyRegistry
+
+from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
+from lightning_dp.strategies import DPStrategy
+
+try:
+    __version__ = version("lightning-dp")
+except PackageNotFoundError:  # run from a source tree that was not installed
+    __version__ = "0+unknown"
+
+__all__ = ("DPStrategy", "PrivacyConfigError", "PrivacyError", "PrivacyWarning", "__version__")
+
+# Lightning has no entry points for strategies: a string exists once its package is imported. The guard makes a second
+# import (reload, notebooks) harmless. A string can carry only a default: eps = 8; any other budget needs the class.
+if "dp_sgd" not in StrategyRegistry:
+    StrategyRegistry.register("dp_sgd", DPStrategy, "DP-SGD with the default budget eps = 8 at delta = 1/(10 n)", eps=8.0)

@@ -1,0 +1,82 @@
+"""Every private name of Lightning that this package uses, in one place, checked against Lightning 2.6.
+
+When a Lightning release moves one of them, this file is what changes.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.fabric.utilities.distributed import (
+    _distributed_is_initialized,
+    _get_default_process_group_backend_for_device,
+    _init_dist_connection,
+    _sync_ddp_if_available,
+)
+from lightning.fabric.utilities.optimizer import _optimizers_to_device
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
+from lightning.pytorch.trainer import call
+
+if TYPE_CHECKING:
+    from lightning.fabric.plugins import ClusterEnvironment
+    from lightning.pytorch import LightningModule, Trainer
+    from torch import Tensor
+
+__all__ = (
+    "MultiProcessingLauncher",
+    "SubprocessScriptLauncher",
+    "call_strategy_hook",
+    "default_process_group_timeout",
+    "init_process_group",
+    "move_optimizers",
+    "process_group_is_ready",
+    "reduce_over_ranks",
+    "set_logged_batch",
+    "transfer_batch",
+)
+
+MultiProcessingLauncher = _MultiProcessingLauncher
+SubprocessScriptLauncher = _SubprocessScriptLauncher
+default_process_group_timeout: timedelta = default_pg_timeout
+move_optimizers = _optimizers_to_device
+process_group_is_ready = _distributed_is_initialized
+reduce_over_ranks = _sync_ddp_if_available
+
+
+def init_process_group(
+    environment: ClusterEnvironment, device: torch.device, backend: str | None, timeout: timedelta | None
+) -> str:
+    """Joins the process group and returns the backend in use (gloo on CPU, NCCL on CUDA unless told otherwise)."""
+    reset_seed()
+    backend = backend or _get_default_process_group_backend_for_device(device)
+    device_id = None if device.type == "cpu" else device
+    _init_dist_connection(environment, backend, timeout=timeout, device_id=device_id)
+    return backend
+
+
+def call_strategy_hook(trainer: Trainer, name: str, *args: Any) -> Any:
+    """Calls a strategy hook as the loop does, so that ``self.log`` inside it knows where it is."""
+    return call._call_strategy_hook(trainer, name, *args)
+
+
+def transfer_batch(module: LightningModule, batch: Any, device: torch.device) -> Any:
+    """Runs the user's three batch-transfer hooks in the loop's order."""
+    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return module._apply_batch_transfer_handler(batch, device=device, dataloader_idx=0)
+
+
+def set_logged_batch(trainer: Trainer, batch: Any) -> None:
+    """Tells the result collection which batch the next ``self.log`` calls weigh by."""
+    results = trainer._results
+    if results is not None:
+        results.batch, results.batch_size = batch, None
+
+
+def broadcast_tensors(tensors: list[Tensor]) -> None:
+    """Overwrites each tensor by rank 0's."""
+    for tensor in tensors:
+        torch.distributed.broadcast(tensor, src=0)

@@ -1,0 +1,212 @@
+"""From a ledger to numbers: accountants turn entries into eps at delta, and into delta at eps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, Protocol, get_args
+
+from lightning_dp.accounting import pld
+from lightning_dp.accounting.gaussian import gaussian_delta, gaussian_epsilon
+from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
+from lightning_dp.accounting.participation import participation_delta, participation_epsilon
+from lightning_dp.accounting.renyi import rdp_delta, rdp_epsilon, rdp_of_entries
+from lightning_dp.errors import PrivacyConfigError
+
+__all__ = ("Accountant", "AccountantName", "PLDAccountant", "RDPAccountant", "get_accountant")
+
+AccountantName = Literal["pld", "rdp", "prv"]
+
+#: Below this, 1 / sigma^2 overflows; eps is reported as infinite, which is an upper bound.
+_NO_NOISE = 1e-100
+
+
+class Accountant(Protocol):
+    """Turns ledger entries into a guarantee under the add-or-remove-one relation.
+
+    An empty ledger has spent nothing (0.0); an entry without noise has spent everything (eps inf, delta 1).
+    """
+
+    @property
+    def name(self) -> str:
+        """The name :func:`get_accountant` knows it by."""
+        ...
+
+    def epsilon(self, entries: Sequence[LedgerEntry], delta: float) -> float:
+        """Upper bound on the smallest eps at ``delta``."""
+        ...
+
+    def delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
+        """Upper bound on the smallest delta at ``eps``."""
+        ...
+
+
+def check_delta(delta: float) -> float:
+    """Refuse a delta outside (0, 1)."""
+    if not 0.0 < float(delta) < 1.0:
+        raise PrivacyConfigError(f"delta must lie in (0, 1), got {delta}: 1 / (10 n) is usual for n units.")
+    return float(delta)
+
+
+def check_eps(eps: float, *, zero: bool = False) -> float:
+    """Refuse an eps that is not a positive finite number (or, if asked, zero)."""
+    if not (math.isfinite(eps) and (eps > 0.0 or (zero and eps == 0.0))):
+        raise PrivacyConfigError(f"eps must be a finite number {'>=' if zero else '>'} 0, got {eps}.")
+    return float(eps)
+
+
+def without_noise(entries: Sequence[LedgerEntry]) -> bool:
+    """Whether one step had no noise (none to speak of): nothing composed with it can restore privacy."""
+    return any(entry.event.noise_multiplier < _NO_NOISE for entry in entries)
+
+
+class RDPAccountant:
+    """Renyi accountant: fast, and loose by some 10 to 25 % in eps. An upper bound."""
+
+    name = "rdp"
+
+    def epsilon(self, entries: Sequence[LedgerEntry], delta: float) -> float:
+        """See :meth:`Accountant.epsilon`."""
+        check_delta(delta)
+        if without_noise(entries):
+            return math.inf
+        return rdp_epsilon(rdp_of_entries(entries), delta) if entries else 0.0
+
+    def delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
+        """See :meth:`Accountant.delta`."""
+        check_eps(eps, zero=True)
+        if without_noise(entries):
+            return 1.0
+        return rdp_delta(rdp_of_entries(entries), eps) if entries else 0.0
+
+
+class PLDAccountant:
+    """Privacy loss distributions: tight (about 0.1 % in eps), the default. An upper bound.
+
+    Unsubsampled entries alone are one Gaussian mechanism of index sqrt(sum steps / sigma^2), whose closed form is used.
+    Otherwise the least of four upper bounds counts: the loss distribution (absent where its grid would be too large), the
+    Renyi bound, the bound by participation counts, and the Gaussian without amplification. The last three are closed
+    forms, so that an answer always comes, in bounded time and memory.
+
+    Args:
+        coarsening: Use grids 2^coarsening times wider: quicker and looser, still an upper bound.
+    """
+
+    name = "pld"
+
+    def __init__(self, coarsening: int = 0) -> None:
+        self._coarsening = coarsening
+
+    def epsilon(self, entries: Sequence[LedgerEntry], delta: float) -> float:
+        """See :meth:`Accountant.epsilon`."""
+        check_delta(delta)
+        if not entries:
+            return 0.0
+        if without_noise(entries):
+            return math.inf
+        bound = closed_form_epsilon(entries, delta)
+        if bound == 0.0 or not is_sampled(entries):
+            return bound
+        composition = self.composition(entries)
+        return bound if composition is None else min(bound, composition.epsilon(delta))
+
+    def delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
+        """See :meth:`Accountant.delta`."""
+        check_eps(eps, zero=True)
+        if not entries:
+            return 0.0
+        if without_noise(entries):
+            return 1.0
+        bound = closed_form_delta(entries, eps)
+        if not is_sampled(entries):
+            return bound
+        composition = self.composition(entries)
+        return bound if composition is None else min(bound, composition.delta(eps))
+
+    def composition(self, entries: Sequence[LedgerEntry]) -> pld.Composition | None:
+        """The composed loss distributions behind the numbers; None where their grid would be too large."""
+        mu, sampled = _split(entries)
+        full: list[pld.Part] = [(1.0 / mu, 1.0, 1)] if mu > 0.0 else []
+        return pld.compose((*full, *sampled), self._coarsening)
+
+
+def is_sampled(entries: Sequence[LedgerEntry]) -> bool:
+    """Whether any entry claims amplification; without one the Gaussian closed form is exact."""
+    return any(entry.event.sample_rate < 1.0 for entry in entries)
+
+
+def closed_form_epsilon(entries: Sequence[LedgerEntry], delta: float) -> float:
+    """Least of the bounds that need no grid; exact without amplification, and always there."""
+    if without_noise(entries):
+        return math.inf
+    mu, sampled = _split(entries)
+    if not sampled:
+        return gaussian_epsilon(mu, delta)
+    sigma, q, steps = _worst(sampled)
+    return min(
+        rdp_epsilon(rdp_of_entries(entries), delta),
+        gaussian_epsilon(_unamplified(mu, sampled), delta),
+        participation_epsilon(delta, sigma=sigma, q=q, steps=steps, mu=mu),
+    )
+
+
+def closed_form_delta(entries: Sequence[LedgerEntry], eps: float) -> float:
+    """The same for delta at ``eps``."""
+    if without_noise(entries):
+        return 1.0
+    mu, sampled = _split(entries)
+    if not sampled:
+        return float(gaussian_delta(mu, eps))
+    sigma, q, steps = _worst(sampled)
+    return min(
+        rdp_delta(rdp_of_entries(entries), eps),
+        float(gaussian_delta(_unamplified(mu, sampled), eps)),
+        participation_delta(eps, sigma=sigma, q=q, steps=steps, mu=mu),
+    )
+
+
+def full_index(entries: Sequence[LedgerEntry]) -> float:
+    """Index sqrt(sum steps / sigma^2) of the entries at rate 1, as one Gaussian mechanism."""
+    return _split(entries)[0]
+
+
+def _split(entries: Sequence[LedgerEntry]) -> tuple[float, tuple[pld.Part, ...]]:
+    """Index of everything without amplification, and the subsampled rest; only a rate below 1 amplifies."""
+    square = 0.0
+    sampled: dict[tuple[float, float], int] = {}
+    for entry in merge_entries(entries):
+        # Counting no more noise than 1e100 is a bound, and keeps 1 / sigma^2 from underflow.
+        sigma, rate = min(entry.event.noise_multiplier, 1e100), entry.event.sample_rate
+        if rate < 1.0:
+            sampled[sigma, rate] = sampled.get((sigma, rate), 0) + entry.steps
+        else:
+            square += entry.steps / sigma / sigma
+    # Sorted, because composition is commutative and the order of charges must not change a number.
+    return math.sqrt(square), tuple((sigma, rate, steps) for (sigma, rate), steps in sorted(sampled.items()))
+
+
+def _unamplified(mu: float, sampled: Sequence[pld.Part]) -> float:
+    """Index of the same steps at rate 1, which dominates them (the hockey-stick divergence is convex in the mixture)."""
+    return math.sqrt(mu * mu + sum(steps / sigma / sigma for sigma, _, steps in sampled))
+
+
+def _worst(sampled: Sequence[pld.Part]) -> pld.Part:
+    """One event that dominates all: the least noise, the highest rate, every step."""
+    return min(p[0] for p in sampled), max(p[1] for p in sampled), sum(p[2] for p in sampled)
+
+
+def get_accountant(name: AccountantName) -> Accountant:
+    """The accountant called ``name``.
+
+    Raises:
+        PrivacyConfigError: If there is none of that name.
+    """
+    if name == "pld":
+        return PLDAccountant()
+    if name == "rdp":
+        return RDPAccountant()
+    if name == "prv":
+        from lightning_dp.accounting.prv import PRVAccountant
+
+        return PRVAccountant()
+    raise PrivacyConfigError(f"accountant must be one of {get_args(AccountantName)}, got {name!r}: 'pld' is the tight one.")

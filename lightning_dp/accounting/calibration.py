@@ -1,0 +1,197 @@
+"""From a budget to settings: the least noise, or the most steps, that keep an eps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from lightning_dp.accounting.accountants import (
+    AccountantName,
+    PLDAccountant,
+    check_delta,
+    check_eps,
+    closed_form_epsilon,
+    get_accountant,
+)
+from lightning_dp.accounting.events import GaussianEvent, Sampling
+from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
+from lightning_dp.errors import PrivacyConfigError
+
+__all__ = ("affordable_steps", "calibrate_noise_multiplier")
+
+_LEAST, _MOST = math.log(1e-8), math.log(1e8)
+#: Wanted closeness in log eps; the contract is 1 %.
+_CLOSE = 0.004
+
+
+def calibrate_noise_multiplier(
+    *,
+    eps: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    accountant: AccountantName = "pld",
+    sampling: Sampling = "poisson",
+    spent: Sequence[LedgerEntry] = (),
+) -> float:
+    """Smallest noise multiplier for which ``steps`` more steps stay within (eps, delta).
+
+    The guarantee: the accountant's eps of ``spent`` and the new steps together never exceeds ``eps``, and is at least
+    0.99 ``eps``. The search is bracketed by closed forms, narrowed on a coarse grid and finished by a few full
+    evaluations.
+
+    Args:
+        eps: Budget, > 0, finite.
+        delta: In (0, 1).
+        sample_rate: Poisson rate q in (0, 1]; 1 for shuffling.
+        steps: Compositions to come, >= 1.
+        accountant: ``"pld"``, ``"rdp"`` or ``"prv"``.
+        sampling: ``"poisson"`` or ``"shuffle"``.
+        spent: What the ledger holds already; the new noise is for what is left.
+
+    Returns:
+        The noise multiplier.
+
+    Raises:
+        PrivacyConfigError: If an argument is out of range, if ``spent`` alone exhausts the budget, or if no noise at all
+            would be needed.
+    """
+    check_eps(eps)
+    check_delta(delta)
+    exact = get_accountant(accountant)
+    LedgerEntry(GaussianEvent(1.0, sample_rate, sampling), steps)
+    already = exact.epsilon(spent, delta)
+    if already >= eps:
+        raise PrivacyConfigError(
+            f"eps = {already:.4g} at delta = {delta:g} is spent already and eps = {eps:.4g} is asked for: raise eps, or "
+            "start from an untrained model with an empty ledger."
+        )
+
+    def entries(log_sigma: float) -> tuple[LedgerEntry, ...]:
+        event = GaussianEvent(math.exp(log_sigma), sample_rate, sampling)
+        return merge_entries((*spent, LedgerEntry(event, steps)))
+
+    def closed_form(log_sigma: float) -> float:
+        return closed_form_epsilon(entries(log_sigma), delta)
+
+    log_sigma = _solve(closed_form, eps, 0.0, 1.0, 0.03)
+    slope = _slope(closed_form, log_sigma)
+    if accountant == "pld":
+        coarse = PLDAccountant(coarsening=2)
+        log_sigma = _solve(lambda s: coarse.epsilon(entries(s), delta), eps, log_sigma, slope, 0.01)
+    log_sigma = _solve(lambda s: exact.epsilon(entries(s), delta), eps, log_sigma, slope, _CLOSE)
+    if log_sigma <= _LEAST:
+        # Only where delta exceeds the chance of being drawn at all: publishing whole samples would satisfy the formula.
+        raise PrivacyConfigError(
+            f"delta = {delta:g} is so large for sample_rate = {sample_rate:g} and {steps} steps that eps = {eps:.4g} needs "
+            "no noise: use a smaller delta, 1 / (10 n) for n units is usual."
+        )
+    if log_sigma > _MOST:
+        raise PrivacyConfigError(
+            f"no noise_multiplier up to 1e8 keeps eps = {eps:.4g} at delta = {delta:g}: raise eps or delta, or lower steps."
+        )
+    return math.exp(log_sigma)
+
+
+def _slope(epsilon: Callable[[float], float], log_sigma: float) -> float:
+    """-d log eps / d log sigma, between 0.5 and 8."""
+    here, there = epsilon(log_sigma), epsilon(log_sigma + 0.02)
+    if not 0.0 < there < here < math.inf:
+        return 1.0
+    return min(max(math.log(here / there) / 0.02, 0.5), 8.0)
+
+
+def _solve(
+    epsilon: Callable[[float], float], target: float, start: float, slope_guess: float, close: float
+) -> float:
+    """A log sigma whose eps is at most ``target`` and, within ``close`` in log eps, no less.
+
+    ``epsilon`` falls with its argument. The result is always a point at which it was evaluated and found within the
+    target, however the search ends; infinity if there is none below the upper limit.
+    """
+
+    def excess(log_sigma: float) -> float:
+        value = epsilon(log_sigma)
+        ratio = value / target
+        return 50.0 if not ratio < 1e20 else math.log(max(ratio, 1e-20))
+
+    aim = -0.4 * close  # strictly inside, so that one secant step usually ends the search
+    point, step = start, 0.0
+    private: tuple[float, float] | None = None
+    leaking: tuple[float, float] | None = None
+    for _ in range(60):
+        value = excess(point)
+        if value <= 0.0:
+            private = (point, value)
+            if value >= -close:
+                break
+        else:
+            leaking = (point, value)
+        if private is not None and leaking is not None:
+            low, high = leaking[0], private[0]
+            if high - low <= 1e-10:
+                break
+            slope = (private[1] - leaking[1]) / (high - low)
+            point = low + (aim - leaking[1]) / slope if slope < 0.0 and abs(private[1] - leaking[1]) < 20.0 else low
+            # Keep off the ends: a curve bends, and a bracket must shrink.
+            margin = (0.02 if abs(private[1] - leaking[1]) < 0.2 else 0.1) * (high - low)
+            if not low + margin < point < high - margin:
+                point = 0.5 * (low + high) if point <= low else min(max(point, low + margin), high - margin)
+        else:
+            step = math.copysign(max(2.0 * abs(step), min(abs(value - aim) / slope_guess, 3.0)), value)
+            at_end = (value <= 0.0 and point <= _LEAST) or (value > 0.0 and point >= _MOST)
+            if at_end:
+                break
+            point = min(max(point + step, _LEAST), _MOST)
+    return math.inf if private is None else private[0]
+
+
+def affordable_steps(
+    *,
+    eps: float,
+    delta: float,
+    event: GaussianEvent,
+    spent: Sequence[LedgerEntry] = (),
+    accountant: AccountantName = "pld",
+    limit: int,
+) -> int:
+    """Largest k <= ``limit`` for which ``spent`` and k steps of ``event`` stay within (eps, delta); 0 if none.
+
+    Raises:
+        PrivacyConfigError: If an argument is out of range.
+    """
+    check_eps(eps)
+    check_delta(delta)
+    exact = get_accountant(accountant)
+    if limit < 0:
+        raise PrivacyConfigError(f"limit must be >= 0, got {limit}: it is the number of planned steps.")
+
+    def epsilon(k: int) -> float:
+        return exact.epsilon(merge_entries((*spent, LedgerEntry(event, k))), delta)
+
+    if limit == 0 or exact.epsilon(spent, delta) > eps:
+        return 0
+    high_value = epsilon(limit)
+    if high_value <= eps:
+        return limit
+    # low always keeps the budget and high never does.
+    low, high, low_value = 0, limit, 0.0
+    turn = 0
+    while high - low > 1:
+        # eps grows between the root of k and k itself: interpolate in log-log, reach a little past the guess so that the
+        # other end comes close as well, and halve now and then.
+        middle = (low + high) // 2
+        if turn % 4 != 3 and 0.0 < low_value < high_value < math.inf:
+            power = math.log(eps / low_value) / math.log(high_value / low_value)
+            middle = round(low * (high / low) ** power)
+            middle += (middle - low) // 4 + 1 if middle - low < high - middle else -((high - middle) // 4 + 1)
+        elif low == 0 and 0.0 < high_value < math.inf:
+            middle = round(high * (eps / high_value) ** 1.5)
+        middle = min(max(middle, low + 1), high - 1)
+        value = epsilon(middle)
+        if value <= eps:
+            low, low_value = middle, value
+        else:
+            high, high_value = middle, value
+        turn += 1
+    return low

@@ -1,0 +1,76 @@
+"""The exact privacy profile of one Poisson-subsampled Gaussian step, in both directions.
+
+With G(u) the Gaussian mechanism's delta at eps = u, subsampling at rate q gives (Balle, Barthe and Gaboardi 2018,
+arXiv 1807.01647, theorem 2, with u = log((e^eps - 1 + q) / q)):
+
+    removing a unit:  delta(eps) = q G(u(eps)),                          and 1 - e^eps for eps <= log(1 - q)
+    adding a unit:    delta(eps) = q e^(eps + u(-eps)) G(-u(-eps)),      and 0 for eps >= -log(1 - q)
+
+The factor q in front keeps rounding errors q times smaller than a difference of probabilities would.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtri
+
+from lightning_dp.accounting.gaussian import gaussian_delta
+
+__all__ = ("loss_ends", "profile_add", "profile_remove")
+
+Vector = npt.NDArray[np.float64]
+
+#: Noise mass cut off in one step. Independent of steps and delta, so that the grid of a step never depends on them.
+_CUT_MASS = 1e-18
+
+
+def _amplified(eps: Vector, q: float) -> Vector:
+    """u(eps) = log((e^eps - 1 + q) / q) for eps > log(1 - q)."""
+    small = np.minimum(eps, 30.0)
+    return np.where(eps < 30.0, np.log1p(np.expm1(small) / q), eps - math.log(q) + np.log1p((q - 1.0) * np.exp(-eps)))
+
+
+def _gaussian(sigma: float, u: Vector) -> Vector:
+    """G(u) for u of either sign."""
+    positive = gaussian_delta(np.full_like(u, 1.0 / sigma), np.abs(u))
+    return np.where(u >= 0.0, positive, -np.expm1(np.minimum(u, 0.0)) + np.exp(np.minimum(u, 0.0)) * positive)
+
+
+def profile_remove(sigma: float, q: float, eps: npt.ArrayLike) -> Vector:
+    """Hockey-stick divergence of the step with the unit from the step without it, at any real ``eps``."""
+    points = np.atleast_1d(np.asarray(eps, dtype=np.float64))
+    delta = -np.expm1(np.minimum(points, 0.0))
+    inside = points > (math.log1p(-q) if q < 1.0 else -math.inf)
+    delta[inside] = q * _gaussian(sigma, _amplified(points[inside], q)) if q < 1.0 else _gaussian(sigma, points[inside])
+    return np.clip(delta, 0.0, 1.0)
+
+
+def profile_add(sigma: float, q: float, eps: npt.ArrayLike) -> Vector:
+    """Hockey-stick divergence of the step without the unit from the step with it, at any real ``eps``."""
+    points = np.atleast_1d(np.asarray(eps, dtype=np.float64))
+    if q == 1.0:
+        return profile_remove(sigma, q, points)
+    delta = np.zeros_like(points)
+    below = points <= 0.0
+    between = ~below & (points < -math.log1p(-q))
+    # For eps <= 0 by the complement: delta(eps) = 1 - e^eps + e^eps delta_remove(-eps).
+    delta[below] = -np.expm1(points[below]) + np.exp(points[below]) * profile_remove(sigma, q, -points[below])
+    u = _amplified(-points[between], q)
+    delta[between] = q * np.exp(points[between] + u) * _gaussian(sigma, -u)
+    return np.clip(delta, 0.0, 1.0)
+
+
+def loss_ends(sigma: float, q: float) -> tuple[float, float]:
+    """Smallest and largest privacy loss of the removal direction that are worth a grid point; adding mirrors them.
+
+    Mass beyond is not lost: connecting the dots puts what is below on the lowest point, and what is above on infinity.
+    """
+    # The unit's part of the mixture has weight q, so the noise may be cut off 1 / q earlier.
+    z = -float(ndtri(min(0.1, _CUT_MASS / q)))
+    low, high = ((2.0 * x - 1.0) / 2.0 / sigma / sigma for x in (-z * sigma, 1.0 + z * sigma))
+    if q == 1.0:
+        return low, high
+    return tuple(float(np.logaddexp(math.log1p(-q), math.log(q) + loss)) for loss in (low, high))  # type: ignore[return-value]

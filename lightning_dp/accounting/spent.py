@@ -1,0 +1,94 @@
+"""The sentence that belongs to a private model: what was spent, and under which assumptions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_dp.accounting.accountants import AccountantName, check_delta, get_accountant
+from lightning_dp.accounting.events import RELATION
+from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
+from lightning_dp.accounting.tradeoff import TradeOffCurve
+
+__all__ = ("PrivacySpent", "privacy_spent")
+
+
+@dataclass(frozen=True)
+class PrivacySpent:
+    """An eps with everything one must know to quote it.
+
+    Args:
+        eps: Upper bound on the smallest eps at ``delta``; inf without noise.
+        delta: The chance-like slack of the guarantee.
+        accountant: Name of the accountant.
+        sampling: ``"poisson"``, ``"shuffle"``, ``"mixed"``, or ``"none"`` for an empty ledger.
+        relation: The neighbouring relation.
+        noise_multiplier: Noise over sensitivity; None if the entries differ.
+        sample_rate: Poisson rate; None if the entries differ.
+        steps: Number of compositions.
+        entries: The ledger behind the number.
+    """
+
+    eps: float
+    delta: float
+    accountant: str
+    sampling: str
+    relation: str
+    noise_multiplier: float | None
+    sample_rate: float | None
+    steps: int
+    entries: tuple[LedgerEntry, ...]
+
+    def trade_off(self) -> TradeOffCurve:
+        """The whole trade-off curve, of which (eps, delta) is one line."""
+        return TradeOffCurve(self.entries)
+
+    def __str__(self) -> str:
+        relation = self.relation.replace("_", " ")
+        return (
+            f"eps = {_rounded_up(self.eps)} at delta = {self.delta:.4g} ({relation}; {self._sampling()}; "
+            f"{self.accountant} accountant; {self.steps} steps)"
+        )
+
+    def _sampling(self) -> str:
+        phrases = []
+        rates = sorted({e.event.sample_rate for e in self.entries if e.event.sampling == "poisson"})
+        if rates:
+            phrases.append("Poisson sampling, q = " + " and ".join(f"{rate:.4g}" for rate in rates))
+        if any(e.event.sampling == "shuffle" for e in self.entries):
+            phrases.append("shuffled, accounted without amplification")
+        return " and ".join(phrases) or "nothing sampled"
+
+
+def privacy_spent(
+    entries: Sequence[LedgerEntry], delta: float, accountant: AccountantName = "pld"
+) -> PrivacySpent:
+    """What a ledger's entries have spent at ``delta``.
+
+    Raises:
+        PrivacyConfigError: If ``delta`` is not in (0, 1) or the accountant is unknown.
+    """
+    merged = merge_entries(entries)
+    events = [entry.event for entry in merged]
+    sigmas, rates, samplings = ({getattr(e, f) for e in events} for f in ("noise_multiplier", "sample_rate", "sampling"))
+    return PrivacySpent(
+        eps=get_accountant(accountant).epsilon(merged, check_delta(delta)),
+        delta=delta,
+        accountant=accountant,
+        sampling=samplings.pop() if len(samplings) == 1 else ("mixed" if samplings else "none"),
+        relation=RELATION,
+        noise_multiplier=sigmas.pop() if len(sigmas) == 1 else None,
+        sample_rate=rates.pop() if len(rates) == 1 else None,
+        steps=sum(entry.steps for entry in merged),
+        entries=merged,
+    )
+
+
+def _rounded_up(eps: float) -> str:
+    """Four digits, rounded up: a printed eps is an upper bound as well."""
+    if eps == 0.0 or not math.isfinite(eps):
+        return f"{eps:.4g}"
+    digit = 10.0 ** (math.floor(math.log10(eps)) - 3)
+    text = f"{eps:.4g}"
+    return text if float(text) >= eps else f"{float(text) + digit:.4g}"

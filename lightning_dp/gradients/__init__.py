@@ -1,0 +1,25 @@
+"""From a scalar loss to a clipped and noised gradient, in plain PyTorch: no Lightning needed."""
+
+from __future__ import annotations
+
+from lightning_dp.gradients.clipping import Clipping, ClippingName
+from lightning_dp.gradients.contributions import Contribution, EmbeddingRows, OuterProduct, PerUnit
+from lightning_dp.gradients.engine import GradientEngine, LossReduction
+from lightning_dp.gradients.noise import NoiseSource
+from lightning_dp.gradients.rules import LayerRule, register_rule
+from lightning_dp.gradients.units import UnitMap
+
+__all__ = (
+    "Clipping",
+    "ClippingName",
+    "Contribution",
+    "EmbeddingRows",
+    "GradientEngine",
+    "LayerRule",
+    "LossReduction",
+    "NoiseSource",
+    "OuterProduct",
+    "PerUnit",
+    "UnitMap",
+    "register_rule",
+)

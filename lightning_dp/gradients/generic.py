@@ -1,0 +1,157 @@
+"""The rule for everything without a rule of its own: differentiate the recorded call again, one unit at a time.
+
+``torch.func`` repeats the call for every unit in one vectorised pass. The repetition is compared with the recorded
+output, so that a module that draws random numbers, couples its rows or keeps rows on another axis is stopped by name
+instead of yielding a wrong norm.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dp.errors import PrivacyError
+from lightning_dp.gradients.bare import Expression, MixedCall, map_tensors, tensors_in
+from lightning_dp.gradients.contributions import CHUNK_ELEMENTS, Contribution, PerUnit
+from lightning_dp.gradients.units import UnitMap
+
+__all__ = ("generic_rule", "mixed_call_rule")
+
+Repeat = Callable[[Mapping[str, Tensor], Any], tuple[Tensor, ...]]
+
+
+def generic_rule(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    inputs: Any,
+    outputs: tuple[Tensor, ...],
+    grads: tuple[Tensor | None, ...],
+    units: UnitMap,
+    name: str,
+) -> dict[str, Contribution]:
+    """Per-unit gradients of any module whose rows are independent, by repeating its forward pass under ``vmap``.
+
+    Args:
+        parameters: the module's trainable parameters by their names in the module, detached.
+        inputs: the recorded ``(args, kwargs)``; tensors with as many rows as the output are split by unit, all
+            others are shared.
+        outputs, grads: the recorded output tensors ``(R, ...)`` and their gradients.
+
+    Raises:
+        PrivacyError: if repeating the call does not reproduce the recorded output.
+    """
+
+    def repeat(values: Mapping[str, Tensor], unit_inputs: Any) -> tuple[Tensor, ...]:
+        args, kwargs = unit_inputs
+        result = torch.func.functional_call(module, dict(values), args, kwargs)
+        return tuple(tensors_in(result))
+
+    return _per_unit(repeat, parameters, inputs, outputs, grads, units, name)
+
+
+def mixed_call_rule(
+    call: MixedCall, parameters: Mapping[str, Tensor], output: Tensor, grad: Tensor, units: UnitMap, name: str
+) -> dict[str, Contribution]:
+    """Per-unit gradients of bare parameters at the one function call that mixed them with the batch."""
+    if output.dim() == 0:
+        raise PrivacyError(
+            f"{name} turns a bare parameter into a single number for the whole batch, so no gradient per privacy unit "
+            "exists. Move regularisers to the optimizer (weight_decay), or keep one value per sample until the loss."
+        )
+    rows, fold = output.shape[0], units.fold(output.shape[0], name)
+    needed = {source: parameters[source] for source in call.sources()}
+
+    def repeat(values: Mapping[str, Tensor], unit_inputs: Any) -> tuple[Tensor, ...]:
+        args, kwargs = _evaluate(unit_inputs, values, rows, fold)
+        return (call.func(*args, **kwargs),)
+
+    return _per_unit(repeat, needed, (call.args, dict(call.kwargs)), (output,), (grad,), units, name)
+
+
+def _per_unit(
+    repeat: Repeat,
+    parameters: Mapping[str, Tensor],
+    inputs: Any,
+    outputs: tuple[Tensor, ...],
+    grads: tuple[Tensor | None, ...],
+    units: UnitMap,
+    name: str,
+) -> dict[str, Contribution]:
+    rows = outputs[0].shape[0] if outputs[0].dim() else 0
+    used = [i for i, grad in enumerate(grads) if grad is not None]
+    carried = [t for t in tensors_in(inputs) if t.dim() > 0 and t.shape[0] == rows]
+    split = [units.by_unit(t.detach(), name) for t in carried]
+    grouped = [units.by_unit(_tensor(grads[i]), name) for i in used]
+    position = {id(t): i for i, t in enumerate(carried)}
+    # Inputs are computed in the precision of the parameters: a norm is never taken in half precision.
+    dtype = next(iter(parameters.values())).dtype
+
+    def unit_gradient(
+        values: Mapping[str, Tensor], unit_rows: list[Tensor], unit_grads: list[Tensor]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        unit_inputs = map_tensors(
+            inputs, lambda t: _cast(unit_rows[position[id(t)]] if id(t) in position else t.detach(), dtype)
+        )
+
+        def forward(v: Mapping[str, Tensor]) -> list[Tensor]:
+            results = repeat(v, unit_inputs)
+            return [results[i] for i in used]
+
+        results, pull_back = torch.func.vjp(forward, dict(values))
+        for result, unit_grad in zip(results, unit_grads, strict=True):
+            if result.shape != unit_grad.shape:
+                raise PrivacyError(_not_reproduced(name))
+        (gradient,) = pull_back([g.to(r.dtype) for g, r in zip(unit_grads, results, strict=True)])
+        return gradient, results
+
+    size = sum(p.numel() for p in parameters.values()) + sum(t[0].numel() for t in split + grouped)
+    vectorised = torch.func.vmap(
+        unit_gradient, (None, 0, 0), randomness="different", chunk_size=max(1, CHUNK_ELEMENTS // max(1, size))
+    )
+    with warnings.catch_warnings():  # a missing batching rule makes a rare layer slow, not wrong
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        gradients, results = vectorised(dict(parameters), split, grouped)
+    for i, result in zip(used, results, strict=True):
+        _check_reproduced(result.detach(), units.by_unit(outputs[i].detach(), name), name)
+    return {key: PerUnit(value.detach()) for key, value in gradients.items()}
+
+
+def _evaluate(value: Any, parameters: Mapping[str, Tensor], rows: int, fold: int) -> Any:
+    if isinstance(value, Expression):
+        return value.evaluate(parameters, rows, fold)
+    if isinstance(value, dict):
+        return {key: _evaluate(item, parameters, rows, fold) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)([_evaluate(item, parameters, rows, fold) for item in value])
+    return value
+
+
+def _check_reproduced(result: Tensor, recorded: Tensor, name: str) -> None:
+    finite = torch.isfinite(recorded) & torch.isfinite(result)
+    scale = torch.where(finite, recorded, recorded.new_zeros(())).abs().amax().clamp_min(1e-30)
+    difference = torch.where(finite, (result - recorded).abs(), result.new_zeros(())).amax()
+    tolerance = 5e-2 if recorded.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    if not bool(difference <= tolerance * scale):
+        raise PrivacyError(_not_reproduced(name))
+
+
+def _not_reproduced(name: str) -> str:
+    return (
+        f"{name} has no layer rule, and repeating it one privacy unit at a time does not reproduce its output. It "
+        "draws random numbers (dropout inside the module), couples the samples of the batch, or does not keep the "
+        "batch on axis 0 of its inputs and outputs. Move dropout into an nn.Dropout of its own, use batch_first "
+        "layouts, register a rule with lightning_dp.gradients.register_rule, or freeze the module's parameters."
+    )
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _tensor(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value

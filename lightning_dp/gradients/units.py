@@ -1,0 +1,88 @@
+"""Which rows of a tensor belong to which privacy unit.
+
+Clipping bounds the influence of one *unit*. A unit is often one row of the batch, but it can also be an image with its
+K augmentations, a volume whose slices are folded into the batch axis, a patient with several images, or a graph whose
+rows are nodes. Every layer rule therefore sees its tensors through a :class:`UnitMap` and never assumes "row = unit".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_dp.errors import PrivacyConfigError, PrivacyError
+
+__all__ = ("UnitMap",)
+
+
+@dataclass(frozen=True)
+class UnitMap:
+    """The map row -> unit of one physical batch.
+
+    Args:
+        num_units: number of units U in the batch, at least 1.
+        rows: ``None`` when rows are stored unit by unit, the same number for each (plain batches, augmentations
+            and slices folded into axis 0). Otherwise an int64 tensor ``(R,)`` with the unit of every row, in any order
+            and of any multiplicity (graphs, patients).
+
+    Raises:
+        PrivacyConfigError: if ``num_units < 1`` or ``rows`` holds a unit outside ``[0, num_units)``.
+    """
+
+    num_units: int
+    rows: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_units < 1:
+            raise PrivacyConfigError(f"a batch needs at least one privacy unit, got num_units={self.num_units}")
+        if self.rows is not None:
+            if self.rows.dim() != 1 or self.rows.dtype != torch.int64:
+                raise PrivacyConfigError("UnitMap.rows must be a one-dimensional int64 tensor: the unit of each row")
+            if self.rows.numel() and not 0 <= int(self.rows.min()) <= int(self.rows.max()) < self.num_units:
+                raise PrivacyConfigError(f"UnitMap.rows names a unit outside [0, {self.num_units})")
+
+    def fold(self, num_rows: int, where: str) -> int:
+        """How many rows stand for one batch row in a tensor of ``num_rows`` rows.
+
+        Raises:
+            PrivacyError: if the rows cannot be shared out evenly, so that nobody could say whose they are.
+        """
+        base = self.num_units if self.rows is None else self.rows.numel()
+        if base == 0 or num_rows % base:
+            raise PrivacyError(
+                f"{where} saw {num_rows} rows along axis 0 for {self.num_units} privacy units, so a row cannot be "
+                "assigned to its unit. Axis 0 must be the batch axis, alone or with other axes folded in behind it "
+                "(batch-first layouts). Tensors shared by the whole batch, such as an embedding of torch.arange, must "
+                "be expanded to one row per sample first."
+            )
+        return num_rows // base
+
+    def by_unit(self, tensor: Tensor, where: str = "a layer") -> Tensor:
+        """Regroups ``(R, ...)`` to ``(U, K, ...)``: K rows for each unit, absent rows filled with zeros."""
+        fold = self.fold(tensor.shape[0], where)
+        if self.rows is None:
+            return tensor.reshape(self.num_units, fold, *tensor.shape[1:])
+        unit, slot, most = self._slots(fold, tensor.device)
+        grouped = tensor.new_zeros((self.num_units, most, *tensor.shape[1:]))
+        grouped[unit, slot] = tensor
+        return grouped
+
+    def per_row(self, values: Tensor, num_rows: int, where: str = "a layer") -> Tensor:
+        """Spreads one value per unit ``(U,)`` over the rows it owns: ``(R,)``."""
+        fold = self.fold(num_rows, where)
+        if self.rows is None:
+            return values if fold == 1 else values.repeat_interleave(fold)
+        return values[self.rows.to(values.device).repeat_interleave(fold)]
+
+    def _slots(self, fold: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
+        """For each row: its unit, its position within the unit; and the most rows any unit has."""
+        assert self.rows is not None
+        unit = self.rows.to(device).repeat_interleave(fold)
+        order = torch.argsort(unit, stable=True)
+        counts = torch.bincount(unit, minlength=self.num_units)
+        starts = counts.cumsum(0) - counts
+        slot = torch.empty_like(unit)
+        slot[order] = torch.arange(unit.numel(), device=device) - starts[unit[order]]
+        return unit, slot, int(counts.max()) if unit.numel() else 0

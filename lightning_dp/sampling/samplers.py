@@ -1,0 +1,247 @@
+"""Samplers of logical batches: which samples take part in step ``t``, and what that costs.
+
+A sampler carries its own accounting event, so that what is drawn and what is accounted cannot disagree.
+"""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_dp.accounting.events import GaussianEvent, Sampling
+from lightning_dp.errors import PrivacyConfigError, PrivacyError
+from lightning_dp.sampling.keys import check_key, stream
+
+__all__ = ("LogicalSampler", "PoissonSampler", "ShuffleSampler")
+
+_POISSON_DOMAIN = 1
+_SHUFFLE_DOMAIN = 2
+_WORD = 64
+
+
+def _whole(name: str, value: int, least: int) -> int:
+    """Return ``value`` as a Python int.
+
+    Raises:
+        PrivacyConfigError: if it is not a whole number, or below ``least``.
+    """
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = None
+    if whole is None or isinstance(value, bool) or whole < least:
+        raise PrivacyConfigError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
+    return whole
+
+
+class LogicalSampler(ABC):
+    """Base of the samplers: a pure function from (key, step) to the global indices of one logical batch.
+
+    ``dataset_size`` n and ``expected_batch_size`` B are public constants of the mechanism. The number of
+    steps per epoch is ceil(n / B) in integer arithmetic: rounding through floats loses a step for hundreds of
+    values of n.
+
+    Args:
+        dataset_size: n, samples in the training set over all ranks, >= 1.
+        expected_batch_size: B, the expected size of a logical batch over all ranks together, 1 <= B <= n.
+        key: the secret (see `lightning_dp.sampling.keys`), the same on every rank.
+
+    Raises:
+        PrivacyConfigError: for n < 1, B < 1, B > n, or a key below 128 bits.
+    """
+
+    sampling: ClassVar[Sampling]
+
+    def __init__(self, dataset_size: int, expected_batch_size: int, key: bytes) -> None:
+        self._dataset_size = _whole("dataset_size", dataset_size, 1)
+        self._expected_batch_size = _whole("expected_batch_size", expected_batch_size, 1)
+        if self._expected_batch_size > self._dataset_size:
+            raise PrivacyConfigError(
+                f"`expected_batch_size` is {expected_batch_size}, but there are only {dataset_size} samples: "
+                f"a sampling rate cannot exceed 1. Use a batch size of at most {dataset_size} (every sample "
+                "in every step)."
+            )
+        self._key = check_key(key)
+
+    @property
+    def dataset_size(self) -> int:
+        """Number of samples n."""
+        return self._dataset_size
+
+    @property
+    def expected_batch_size(self) -> int:
+        """Expected logical batch size B, over all ranks together."""
+        return self._expected_batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Logical steps in an epoch: ceil(n / B)."""
+        return -(-self._dataset_size // self._expected_batch_size)
+
+    @property
+    @abstractmethod
+    def sample_rate(self) -> float:
+        """The rate the accountant may use, in (0, 1]."""
+
+    @abstractmethod
+    def draw(self, step: int) -> NDArray[np.int64]:
+        """Return the indices of logical step ``step``: a pure function of (key, step).
+
+        Args:
+            step: 0-based, over the whole run.
+
+        Returns:
+            Shape (k,), strictly increasing, each in [0, n); k may be 0.
+        """
+
+    @abstractmethod
+    def charges(self, step: int, previous: int | None) -> bool:
+        """Return whether taking ``step`` costs one more composition of `event`.
+
+        Args:
+            step: the step about to be taken.
+            previous: the last step taken *from this sampler object* (that is, under this key); None if none
+                was.
+        """
+
+    @abstractmethod
+    def compositions(self, steps: int, start: int = 0) -> int:
+        """Return how many times `event` the steps ``start, ..., start + steps - 1`` cost, under one key."""
+
+    def event(self, noise_multiplier: float) -> GaussianEvent:
+        """Return one composition as accountants see it; noise_multiplier = noise std / clipping norm C."""
+        return GaussianEvent(
+            noise_multiplier=noise_multiplier, sample_rate=self.sample_rate, sampling=self.sampling
+        )
+
+    def __repr__(self) -> str:
+        # The key stays out: representations end up in logs.
+        sizes = f"dataset_size={self.dataset_size}, expected_batch_size={self.expected_batch_size}"
+        return f"{type(self).__name__}({sizes})"
+
+    def __copy__(self) -> LogicalSampler:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LogicalSampler:
+        return self  # a pure function of constants: sharing it is safe, and the key is not spread
+
+    def __reduce__(self) -> NoReturn:
+        raise PrivacyError(
+            f"A {type(self).__name__} cannot be pickled: its key would reach a file, and whoever holds the "
+            "key knows which samples every step used. Save the step position, and build a sampler with "
+            "`new_key()` on resume."
+        )
+
+
+class PoissonSampler(LogicalSampler):
+    """Poisson sampling: in every step, every sample takes part independently with probability exactly B / n.
+
+    Guarantee: under add-or-remove-one, each step is the Poisson-subsampled mechanism of rate q = B / n that
+    accountants for DP-SGD analyse (Abadi et al. 2016, arXiv:1607.00133, section 3.1; Mironov et al. 2019,
+    arXiv:1908.10530), provided that the update is the *sum* of clipped contributions, noised, and divided by
+    a constant. The size of a batch is then random, 0 included, and is itself private. At B = n every step
+    uses every sample (q = 1, no amplification).
+
+    See `LogicalSampler` for the arguments.
+    """
+
+    sampling = "poisson"
+
+    @property
+    def sample_rate(self) -> float:
+        """q = B / n."""
+        return self._expected_batch_size / self._dataset_size
+
+    def draw(self, step: int) -> NDArray[np.int64]:
+        """Return the samples that step ``step`` includes; see `LogicalSampler.draw`.
+
+        Work: n * log2(n / B) random bits, one pass over n bits, and the batch; about 1 ms for n = 10^6.
+        """
+        n, b = self._dataset_size, self._expected_batch_size
+        rng = stream(self._key, _POISSON_DOMAIN, _whole("step", step, 0))
+        # The law must be Poisson sampling itself, not nearly: the obvious way (a binomial size, then a
+        # uniform subset of that size) has the right law on paper, but numpy cuts off the binomial's upper
+        # tail when its mean is below 30, up to 3e-13 of mass a step that no accountant sees, and its floats
+        # depend on the math library, so that ranks on unlike machines could disagree on the draw. Integers
+        # only, therefore: a sample stays if it wins j fair coins, j the largest with 2^-j >= B/n (64 samples
+        # a word), and then a lottery at exactly B 2^j / n.
+        coins = (n // b).bit_length() - 1
+        words = np.full(-(-n // _WORD), ~np.uint64(0))
+        for _ in range(coins):
+            words &= rng.integers(0, 1 << _WORD, size=len(words), dtype=np.uint64)
+        heads = np.unpackbits(words.view(np.uint8), count=n, bitorder="little").view(np.bool_)
+        winners = np.flatnonzero(heads)
+        kept: NDArray[np.int64] = winners[rng.integers(0, n, size=len(winners)) < (b << coins)]
+        return kept.astype(np.int64, copy=False)
+
+    def charges(self, step: int, previous: int | None) -> bool:
+        """Return True: every step is a composition, an empty one included (that it was empty is private)."""
+        return True
+
+    def compositions(self, steps: int, start: int = 0) -> int:
+        """Return ``steps``."""
+        return _whole("steps", steps, 0)
+
+
+class ShuffleSampler(LogicalSampler):
+    """Shuffled passes, sound under add-or-remove-one, accounted without amplification.
+
+    A pass has S = ceil(n / B) steps of B *slots*. For each pass the S * B slots are permuted and handed to
+    the samples 0, ..., n - 1 in turn; the slots left over stay empty and contribute nothing. So a step has
+    *at most* B samples, and the empty slots are scattered over the pass rather than gathered in a short last
+    batch.
+
+    Why slots: the permutation depends on (key, pass, S * B) alone, and S and B are public constants of the
+    run. Adding a sample to the data set fills one empty slot (removing it empties one), and every other
+    sample stays in the step where it was. Permuting the n samples themselves would let one sample more or
+    less move all others between steps, and then every step of the pass would change.
+
+    Guarantee: of the S steps of a pass, exactly one depends on a given sample, whatever the permutation. By
+    (adaptive) parallel composition, a whole pass with noise of standard deviation noise_multiplier * C in
+    each step costs *one* Gaussian mechanism at sample rate 1, for any two data sets that differ in one sample
+    and both fit in S * B slots. It does not depend on the permutation being secret, and claims nothing for
+    it: accounting shuffled batches as if they were Poisson batches understates eps (Chua et al. 2024,
+    arXiv:2403.17673).
+
+    One key covers whole passes. After a resume in the middle of a pass a new permutation is in force, under
+    which a sample may take part again; that is why `charges` asks for the last step taken *under this key*,
+    and charges the pass once more when there was none.
+
+    See `LogicalSampler` for the arguments.
+    """
+
+    sampling = "shuffle"
+
+    def __init__(self, dataset_size: int, expected_batch_size: int, key: bytes) -> None:
+        super().__init__(dataset_size, expected_batch_size, key)
+        self._latest: tuple[int, NDArray[np.int64]] | None = None  # a cache: (pass, permutation)
+
+    @property
+    def sample_rate(self) -> float:
+        """1.0: a pass is accounted as one mechanism in which everybody takes part."""
+        return 1.0
+
+    def draw(self, step: int) -> NDArray[np.int64]:
+        """Return the samples in the B slots of step ``step``; see `LogicalSampler.draw`."""
+        number, place = divmod(_whole("step", step, 0), self.steps_per_epoch)
+        if self._latest is None or self._latest[0] != number:
+            slots = self.steps_per_epoch * self._expected_batch_size
+            self._latest = number, stream(self._key, _SHUFFLE_DOMAIN, number).permutation(slots)
+        first = place * self._expected_batch_size
+        occupants = self._latest[1][first : first + self._expected_batch_size]
+        return np.sort(occupants[occupants < self._dataset_size])
+
+    def charges(self, step: int, previous: int | None) -> bool:
+        """Return whether ``step`` opens a pass: ``previous`` lies in another one, or there was none."""
+        return previous is None or step // self.steps_per_epoch != previous // self.steps_per_epoch
+
+    def compositions(self, steps: int, start: int = 0) -> int:
+        """Return the number of passes that the steps touch: from a pass boundary, ceil(steps / S)."""
+        steps, start = _whole("steps", steps, 0), _whole("start", start, 0)
+        if steps == 0:
+            return 0
+        return (start + steps - 1) // self.steps_per_epoch - start // self.steps_per_epoch + 1

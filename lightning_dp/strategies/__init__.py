@@ -1,0 +1,8 @@
+"""Lightning strategies that train privately."""
+
+from __future__ import annotations
+
+from lightning_dp.strategies.dp import DPStrategy, PrivacySettings
+from lightning_dp.strategies.refusals import REFUSALS, Refusal
+
+__all__ = ("REFUSALS", "DPStrategy", "PrivacySettings", "Refusal")

@@ -1,0 +1,215 @@
+"""The privacy budget of a training run: what was spent, what a step costs, which step is the last."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+from lightning_dp.accounting import (
+    EpsilonMeter,
+    GaussianEvent,
+    PrivacyLedger,
+    PrivacySpent,
+    affordable_steps,
+    calibrate_noise_multiplier,
+    get_accountant,
+    privacy_spent,
+)
+from lightning_dp.accounting.accountants import AccountantName
+from lightning_dp.errors import PrivacyConfigError, PrivacyError
+
+__all__ = ("AccountedSampler", "Budget")
+
+
+class AccountedSampler(Protocol):
+    """What the budget needs to know of a sampler: how many units there are and what its steps cost."""
+
+    dataset_size: int
+
+    def charges(self, step: int, previous: int | None) -> bool: ...
+
+    def compositions(self, steps: int) -> int: ...
+
+    def event(self, noise_multiplier: float) -> GaussianEvent: ...
+
+
+class Budget:
+    """Keeps the ledger and decides, before any gradient exists, whether a step may be taken.
+
+    **Guarantee**: with ``eps`` given, the composition of everything in the ledger never exceeds (eps, delta): a step is
+    charged first and taken afterwards, so a crash over-counts and never under-counts, and a step that would exceed the
+    budget is not charged and must not be taken.
+
+    Args:
+        eps: the budget, or ``None`` to report only.
+        delta: the failure probability; ``None`` becomes 1/(10 n) once n is known.
+        noise_multiplier: noise over sensitivity, or ``None`` to calibrate it to ``eps``.
+        accountant: ``"pld"``, ``"rdp"`` or ``"prv"``.
+
+    Raises:
+        PrivacyConfigError: if not exactly one of ``eps`` and ``noise_multiplier`` is given, or a value is out of range.
+    """
+
+    def __init__(
+        self, eps: float | None, delta: float | None, noise_multiplier: float | None, accountant: AccountantName
+    ) -> None:
+        _check(eps, delta, noise_multiplier)
+        get_accountant(accountant)
+        self.eps, self.accountant = eps, accountant
+        self.ledger = PrivacyLedger()
+        self._delta, self._noise_multiplier = delta, noise_multiplier
+        self._sampler: AccountedSampler | None = None
+        self._event: GaussianEvent | None = None
+        self._affordable = 0
+        self._previous: int | None = None
+        self._meter: EpsilonMeter | None = None
+
+    @property
+    def delta(self) -> float:
+        """The failure probability in force. Raises PrivacyError before the data set's size is known."""
+        if self._delta is None:
+            raise PrivacyError("delta=None means 1/(10 n), and n is known only once training has begun")
+        return self._delta
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise standard deviation over sensitivity. Raises PrivacyError before it is calibrated."""
+        if self._noise_multiplier is None:
+            raise PrivacyError("the noise is calibrated to eps when training begins; it is not known yet")
+        return self._noise_multiplier
+
+    @property
+    def event(self) -> GaussianEvent:
+        """The mechanism event that one composition charges."""
+        assert self._event is not None, "Budget.settle has not run"
+        return self._event
+
+    def settle(self, sampler: AccountedSampler, steps: float) -> None:
+        """Fixes delta and the noise for ``steps`` planned steps of ``sampler``, and how many of them are affordable.
+
+        Noise that was calibrated before (an earlier ``fit``, a checkpoint) stays as it is; the budget then ends the run.
+
+        Raises:
+            PrivacyConfigError: if delta >= 1/n, or ``steps`` is unbounded while the noise is to be calibrated.
+        """
+        n = sampler.dataset_size
+        if self._delta is None:
+            self._delta = 1 / (10 * n)
+        if self._delta >= 1 / n:
+            raise PrivacyConfigError(
+                f"delta={self._delta:g} is not below 1/n = {1 / n:g}: a mechanism that publishes one person's record "
+                f"outright would satisfy it. Use delta=None for 1/(10 n) = {1 / (10 * n):g}, or less."
+            )
+        planned = sampler.compositions(int(steps)) if math.isfinite(steps) else 0
+        spent = self.ledger.entries
+        if self._noise_multiplier is None:
+            assert self.eps is not None
+            if not math.isfinite(steps):
+                raise PrivacyConfigError(
+                    "noise cannot be calibrated to eps for training without an end. Set max_epochs or max_steps on the "
+                    "Trainer, or give DPStrategy a noise_multiplier instead of eps."
+                )
+            template = sampler.event(1.0)
+            self._noise_multiplier = calibrate_noise_multiplier(
+                eps=self.eps,
+                delta=self._delta,
+                sample_rate=template.sample_rate,
+                steps=max(1, planned),
+                accountant=self.accountant,
+                sampling=template.sampling,
+                spent=spent,
+            )
+            self._affordable = max(1, planned)
+        self._sampler, self._event = sampler, sampler.event(self._noise_multiplier)
+        if self.eps is not None and spent:
+            self._affordable = self._count_affordable(planned)
+        self._meter = EpsilonMeter(self._delta, self.accountant, spent)
+        if planned and self._noise_multiplier > 0:
+            self._meter.prime(self._event, planned if self.eps is None else max(1, min(planned, self._affordable)))
+
+    def may_step(self, step: int) -> bool:
+        """Whether logical step number ``step`` fits the budget. Charges nothing."""
+        return self.eps is None or not self._costs(step) or self._remaining() > 0
+
+    def charge(self, step: int) -> None:
+        """Enters logical step number ``step`` in the ledger. Call before its gradient exists.
+
+        Raises:
+            PrivacyError: if the step would exceed the budget.
+        """
+        if not self.may_step(step):
+            raise PrivacyError(f"the privacy budget eps={self.eps:g} is spent; this step must not be taken")
+        if self._costs(step):
+            self.ledger.charge(self.event)
+            self._affordable -= 1
+        self._previous = step
+
+    def epsilon(self) -> float:
+        """An upper bound on eps spent so far, cheap enough for every step; exact at the planned end."""
+        if self._meter is None:
+            return self.spent().eps if self._delta is not None else 0.0
+        return self._meter.epsilon(self.ledger.entries)
+
+    def spent(self) -> PrivacySpent:
+        """Everything spent so far, by the chosen accountant."""
+        return privacy_spent(self.ledger.entries, self.delta, self.accountant)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain python values only: checkpoints are loaded by an unpickler that admits nothing else."""
+        return {
+            "ledger": self.ledger.state_dict(),
+            "eps": self.eps,
+            "delta": self._delta,
+            "noise_multiplier": self._noise_multiplier,
+            "accountant": self.accountant,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Adds what a checkpoint has spent; nothing is ever lowered. Calibrated noise is taken over, if still open."""
+        self.ledger.merge(state["ledger"])
+        if self._noise_multiplier is None and state["eps"] == self.eps and self._delta in (None, state["delta"]):
+            self._noise_multiplier = state["noise_multiplier"]
+        if self._delta is None:
+            self._delta = state["delta"]
+        self._meter = None
+
+    def _costs(self, step: int) -> bool:
+        assert self._sampler is not None, "Budget.settle has not run"
+        return self._sampler.charges(step, self._previous)
+
+    def _remaining(self) -> int:
+        if self._affordable <= 0:
+            self._affordable = self._count_affordable(1000)
+        return self._affordable
+
+    def _count_affordable(self, limit: int) -> int:
+        assert self.eps is not None
+        if limit < 1 or self.event.noise_multiplier == 0:
+            return 0
+        return affordable_steps(
+            eps=self.eps,
+            delta=self.delta,
+            event=self.event,
+            spent=self.ledger.entries,
+            accountant=self.accountant,
+            limit=limit,
+        )
+
+
+def _check(eps: float | None, delta: float | None, noise_multiplier: float | None) -> None:
+    if (eps is None) == (noise_multiplier is None):
+        given = "neither eps nor noise_multiplier" if eps is None else "both eps and noise_multiplier"
+        raise PrivacyConfigError(
+            f"{given} given. Give exactly one: eps (the noise is calibrated to it, e.g. DPStrategy(eps=8)) or "
+            "noise_multiplier (eps is reported; 0 trains without privacy)."
+        )
+    if eps is not None and not (_is_number(eps) and 0 < eps < math.inf):
+        raise PrivacyConfigError(f"eps={eps!r} must be a positive, finite number; smaller means more private")
+    if delta is not None and not (_is_number(delta) and 0 < delta < 1):
+        raise PrivacyConfigError(f"delta={delta!r} must lie strictly between 0 and 1; None means 1/(10 n)")
+    if noise_multiplier is not None and not (_is_number(noise_multiplier) and 0 <= noise_multiplier < math.inf):
+        raise PrivacyConfigError(f"noise_multiplier={noise_multiplier!r} must be a finite number >= 0")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

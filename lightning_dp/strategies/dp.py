@@ -1,0 +1,473 @@
+"""DP-SGD as one argument of the Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_dp import _compat
+from lightning_dp.accounting import PrivacyLedger, PrivacySpent
+from lightning_dp.accounting.accountants import AccountantName
+from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
+from lightning_dp.gradients import Clipping, ClippingName, GradientEngine, LossReduction, NoiseSource
+from lightning_dp.sampling import (
+    LogicalSampler,
+    LogicalStep,
+    PoissonSampler,
+    PrivateDataLoader,
+    ShuffleSampler,
+    build_private_loader,
+    key_from_seed,
+    loader_batch_size,
+    new_key,
+    why_not_private,
+)
+from lightning_dp.accounting.events import Sampling
+from lightning_dp.strategies.budget import Budget
+from lightning_dp.strategies.processes import ProcessStrategy, StartMethod
+from lightning_dp.strategies.refusals import Subject, refuse
+from lightning_dp.strategies.selfcheck import check_module
+
+__all__ = ("DPStrategy", "PrivacySettings")
+
+CHECKPOINT_KEY = "lightning_dp"
+
+
+@dataclass(frozen=True)
+class PrivacySettings:
+    """The public facts of a run: what a reader needs beside eps to judge it."""
+
+    mechanism: str
+    delta: float
+    noise_multiplier: float
+    max_grad_norm: float
+    clipping: str
+    sampling: str
+    sample_rate: float
+    expected_batch_size: int
+    dataset_size: int
+    accountant: str
+    eps: float | None
+
+
+class DPStrategy(ProcessStrategy):
+    """Trains any LightningModule by DP-SGD, on one device or on several, without changing it.
+
+    **Guarantee**: the sequence of parameters, and everything computed from it, is (eps, delta)-differentially private
+    under adding or removing one sample of the training set, with eps as :meth:`privacy_spent` reports: each step is a
+    Poisson-subsampled Gaussian mechanism (Abadi et al. 2016, arXiv 1607.00133) that is charged to an append-only ledger
+    before its gradient exists. What the guarantee does not cover is listed by the
+    :class:`~lightning_dp.callbacks.PrivacyAccountant` callback and in the documentation: above all, training losses
+    that the module logs, held-out data, and the choice of hyper-parameters.
+
+    The DataLoader's batch size is the *expected* batch size B of one step over **all** ranks together, so that the
+    guarantee does not depend on the hardware; the sampling rate is B/n. One Lightning batch is one step, also when it is
+    split to fit memory, so schedulers, ``max_steps`` and progress bars keep their meaning.
+
+    Args:
+        eps: the privacy budget. The noise is calibrated to it for the planned number of steps, and the step that would
+            exceed it is never taken. Give this or ``noise_multiplier``.
+        delta: the probability with which the guarantee may fail; ``None`` means 1/(10 n).
+        noise_multiplier: noise standard deviation over ``max_grad_norm``; eps is then reported. 0 trains with clipping
+            only: **not private**, eps = inf.
+        max_grad_norm: clipping bound C on each sample's gradient norm.
+        accountant: ``"pld"`` (tight), ``"rdp"`` or ``"prv"``.
+        sampling: ``"poisson"``, or ``"shuffle"`` for shuffled batches accounted without amplification (a much larger eps).
+        clipping: ``"flat"``, ``"per_layer"`` or ``"automatic"``.
+        physical_batch_size: the most samples that a device holds at once; ``None`` does not split.
+        loss_reduction: whether ``training_step`` returns the ``"mean"`` or the ``"sum"`` of the samples' losses.
+        self_check: compare the engine with plain PyTorch on a few samples before the first step.
+        seed: **for tests only**: fixes noise and sampling. Whoever knows it can subtract the noise.
+        accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin: as in Lightning's
+            strategies; normally set by the Trainer.
+        process_group_backend: ``None`` picks NCCL on CUDA and gloo elsewhere.
+        timeout: how long ranks wait for each other.
+        start_method: how several processes on one machine start; ``"fork"`` in notebooks.
+
+    Raises:
+        PrivacyConfigError: for settings that cannot give the guarantee; the message names the fix.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_dp import DPStrategy
+        >>> trainer = Trainer(strategy=DPStrategy(eps=8), max_epochs=10, logger=False, accelerator="cpu", devices=1)
+    """
+
+    def __init__(
+        self,
+        eps: float | None = None,
+        delta: float | None = None,
+        *,
+        noise_multiplier: float | None = None,
+        max_grad_norm: float = 1.0,
+        accountant: AccountantName = "pld",
+        sampling: Sampling = "poisson",
+        clipping: ClippingName = "flat",
+        physical_batch_size: int | None = None,
+        loss_reduction: LossReduction = "mean",
+        self_check: bool = True,
+        seed: int | None = None,
+        accelerator: Accelerator | None = None,
+        parallel_devices: list[torch.device] | None = None,
+        cluster_environment: ClusterEnvironment | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Precision | None = None,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = None,
+        start_method: StartMethod = "popen",
+    ) -> None:
+        super().__init__(
+            accelerator=accelerator,
+            parallel_devices=parallel_devices,
+            cluster_environment=cluster_environment,
+            checkpoint_io=checkpoint_io,
+            precision_plugin=precision_plugin,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+            start_method=start_method,
+        )
+        self._budget = Budget(eps, delta, noise_multiplier, accountant)
+        self._clipping = Clipping(max_grad_norm, clipping)
+        if sampling not in ("poisson", "shuffle"):
+            raise PrivacyConfigError(f"unknown sampling {sampling!r}; choose 'poisson' or 'shuffle'")
+        if physical_batch_size is not None and physical_batch_size < 1:
+            raise PrivacyConfigError(f"physical_batch_size={physical_batch_size!r} must be at least 1, or None")
+        if loss_reduction not in ("mean", "sum"):
+            raise PrivacyConfigError(f"unknown loss_reduction {loss_reduction!r}; choose 'mean' or 'sum'")
+        self._sampling, self._physical_batch_size = sampling, physical_batch_size
+        self._loss_reduction: LossReduction = loss_reduction
+        self._self_check, self._seed = self_check, seed
+        self._key: bytes | None = None
+        self._position = 0
+        self._sampler: LogicalSampler | None = None
+        self._loader: PrivateDataLoader | None = None
+        self._engine: GradientEngine | None = None
+        self._step: LogicalStep | None = None
+        self._chunk = 0
+        self._settled = False
+
+    # --- what a run reports -------------------------------------------------------------------------------------------
+
+    @property
+    def ledger(self) -> PrivacyLedger:
+        """Everything that was spent, append-only."""
+        return self._budget.ledger
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise standard deviation over ``max_grad_norm``, calibrated if need be once the training data are known."""
+        self._settle()
+        return self._budget.noise_multiplier
+
+    @property
+    def engine(self) -> GradientEngine | None:
+        """The gradient engine while ``fit`` runs."""
+        return self._engine
+
+    def privacy_spent(self) -> PrivacySpent:
+        """What was spent so far, an upper bound; by the chosen accountant."""
+        return self._budget.spent()
+
+    def epsilon(self) -> float:
+        """An upper bound on eps so far, cheap enough to be shown in every step."""
+        return self._budget.epsilon()
+
+    def settings(self) -> PrivacySettings:
+        """The public facts of the run. Raises PrivacyError before the training data are known."""
+        self._settle()
+        if self._sampler is None:
+            raise PrivacyError("the training data are not known yet, so neither are the sampling rate and the noise")
+        return PrivacySettings(
+            mechanism="dp_sgd",
+            delta=self._budget.delta,
+            noise_multiplier=self._budget.noise_multiplier,
+            max_grad_norm=self._clipping.max_grad_norm,
+            clipping=self._clipping.name,
+            sampling=self._sampling,
+            sample_rate=self._sampler.sample_rate,
+            expected_batch_size=self._sampler.expected_batch_size,
+            dataset_size=self._sampler.dataset_size,
+            accountant=self._budget.accountant,
+            eps=self._budget.eps,
+        )
+
+    # --- hooks, in the order in which Lightning calls them ------------------------------------------------------------
+
+    @override
+    def setup_environment(self) -> None:
+        if self._trainer.state.fn == TrainerFn.FITTING:
+            refuse("trainer", self._subject())
+        super().setup_environment()
+
+    @override
+    def setup(self, trainer: Trainer) -> None:
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if fitting:
+            self._settled, self._loader = False, None  # a new fit has a plan and a loader of its own
+            refuse("module", self._subject())
+        assert self.accelerator is not None and self.model is not None
+        self.accelerator.setup(trainer)
+        self.model = self.precision_plugin.convert_module(self.model)
+        self.model_to_device()
+        self.synchronise_model()
+        if fitting:
+            self.setup_optimizers(trainer)
+            refuse("optimizers", self._subject())
+        self.setup_precision_plugin()
+        if fitting:
+            _compat.move_optimizers(self.optimizers, self.root_device)
+
+    @override
+    def process_dataloader(self, dataloader: object) -> object:
+        if not self._trainer.training:
+            return dataloader
+        if self._loader is not None and not self._trainer.reload_dataloaders_every_n_epochs:
+            raise PrivacyConfigError(
+                "several training loaders: which samples make a step, and at what rate, must be one fact. Join the data "
+                "sets with torch.utils.data.ConcatDataset and return one DataLoader."
+            )
+        reason = why_not_private(dataloader)
+        if reason is not None:
+            raise PrivacyConfigError(reason)
+        sampler = self._make_sampler(dataloader)
+        self._settled = self._settled and self._sampler is not None and _same_rate(self._sampler, sampler)
+        self._sampler = sampler
+        self._loader = build_private_loader(
+            dataloader,  # type: ignore[arg-type]
+            sampler,
+            rank=self.global_rank,
+            world_size=self.world_size,
+            physical_batch_size=self._physical_batch_size,
+            position=lambda: self._position,
+        )
+        return self._loader
+
+    @override
+    def on_train_start(self) -> None:
+        self._settle()
+        module, settings = self._module, self.settings()
+        if self._self_check:
+            assert self._loader is not None
+            check_module(
+                module,
+                dataset=self._loader.dataset,
+                collate=self._loader.collate_fn,
+                run_step=self._run_user_step,
+                transfer=self._transfer,
+                loss_reduction=self._loss_reduction,
+            )
+        self._engine = GradientEngine(
+            module,
+            self._clipping,
+            noise_multiplier=settings.noise_multiplier,
+            expected_batch_size=settings.expected_batch_size,
+            loss_reduction=self._loss_reduction,
+            noise=NoiseSource(self._seed, self.global_rank),
+        )
+        self._announce(settings)
+        if not self._budget.may_step(self._position):
+            self._stop()
+
+    @override
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        if self._step is None:
+            assert self._loader is not None
+            self._step, self._chunk = self._loader.take(), 0
+        output = super().training_step(*args, **kwargs)
+        if output is None or (isinstance(output, dict) and output.get("loss") is None):
+            raise PrivacyError(
+                "training_step returned no loss. Skipping a batch depends on private data, and dropping it would let one "
+                "sample remove the others. Always return the loss; samples that are not finite are dropped one by one."
+            )
+        return output
+
+    @override
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        if self._engine is None or self._step is None:
+            raise PrivacyError("backward was called outside the private training step; its gradient is not accounted")
+        size, real = self._step.sizes[self._chunk], self._step.real[self._chunk]
+        # A stand-in keeps user code, logs and collectives in step on an empty draw; it must weigh exactly nothing.
+        weights = None if real else torch.zeros(size)
+        with self._engine.recording(size, weights):
+            return super().backward(closure_loss, optimizer, *args, **kwargs)
+
+    @override
+    def optimizer_step(
+        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any | None = None, **kwargs: Any
+    ) -> Any:
+        if self._engine is None:
+            raise PrivacyError("an optimizer step was requested outside fit; nothing would privatise its gradient")
+        self._budget.charge(self._position)
+
+        def private_closure() -> Any:
+            loss = closure()
+            self._finish_step(optimizer)
+            return loss
+
+        output = super().optimizer_step(optimizer, private_closure, model, **kwargs)
+        self._position += 1
+        at_planned_end = self._trainer.global_step + 1 >= self._trainer.estimated_stepping_batches
+        if not at_planned_end and not self._budget.may_step(self._position):
+            self._stop()
+        return output
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        checkpoint[CHECKPOINT_KEY] = self.state_dict()
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        if self._trainer.state.fn == TrainerFn.FITTING:
+            if CHECKPOINT_KEY in checkpoint:
+                self.load_state_dict(checkpoint[CHECKPOINT_KEY])
+            else:
+                rank_zero_warn(
+                    f"{checkpoint_path} holds no privacy ledger: what its weights were trained on before is not part of "
+                    "the eps reported here.",
+                    category=PrivacyWarning,
+                )
+        return checkpoint
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        self._release()
+        super().on_exception(exception)
+
+    @override
+    def teardown(self) -> None:
+        self._release()
+        super().teardown()
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Ledger, settings and position, as plain python values.
+
+        Neither the noise generator nor the sampling key is in it: whoever holds them subtracts the noise or knows who
+        was sampled. A resumed run draws afresh, which is the same mechanism.
+        """
+        return {"version": 1, "position": self._position, "budget": self._budget.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Adds the checkpoint's spending to the ledger; nothing that was spent is ever taken back."""
+        self._budget.load_state_dict(state["budget"])
+        # Never back: a draw of this process's key that was used once must not feed a second gradient.
+        self._position = max(self._position, int(state["position"]))
+        self._settled = False
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _trainer(self) -> Trainer:
+        return self._module.trainer
+
+    @property
+    def _module(self) -> LightningModule:
+        assert self.lightning_module is not None
+        return self.lightning_module
+
+    def _subject(self) -> Subject:
+        calibrates = self._budget.eps is not None
+        return Subject(self._trainer, self._module, tuple(self.optimizers), calibrates)
+
+    def _make_sampler(self, dataloader: Any) -> LogicalSampler:
+        n, batch_size = len(dataloader.dataset), loader_batch_size(dataloader)
+        if batch_size > n:
+            rank_zero_warn(
+                f"batch size {batch_size} exceeds the {n} training samples: every sample takes part in every step.",
+                category=PrivacyWarning,
+            )
+        if self._key is None:
+            # One key for all ranks, so that they agree on a draw without exchanging it; from the operating system.
+            key = new_key() if self._seed is None else key_from_seed(self._seed)
+            self._key = self.broadcast(key)
+        kind = PoissonSampler if self._sampling == "poisson" else ShuffleSampler
+        return kind(n, min(batch_size, n), self._key)
+
+    def _settle(self) -> None:
+        if self._settled or self._lightning_module is None or not self._trainer.training:
+            return
+        if self._loader is None:
+            self._trainer.fit_loop.setup_data()
+        if self._sampler is None:
+            return
+        planned = self._trainer.estimated_stepping_batches - self._trainer.global_step
+        self._budget.settle(self._sampler, max(0, planned))
+        self._settled = True
+
+    def _finish_step(self, optimizer: Optimizer) -> None:
+        """Runs the physical batches after the first, then turns the sum into the one private gradient."""
+        assert self._engine is not None
+        if self._step is None:
+            raise PrivacyError("the optimizer's closure did not run training_step, so there is no gradient to privatise")
+        for self._chunk, batch in enumerate(self._step.rest, start=1):
+            batch = self._transfer(batch)
+            _compat.set_logged_batch(self._trainer, batch)
+            output = _compat.call_strategy_hook(self._trainer, "training_step", batch, self._trainer.fit_loop.batch_idx)
+            loss = output["loss"] if isinstance(output, dict) else output
+            self.backward(loss, optimizer)
+        self._step = None
+        self._engine.write_gradients(self.sum_over_ranks, (self.global_rank, self.world_size))
+
+    def _transfer(self, batch: Any) -> Any:
+        batch = self.precision_plugin.convert_input(batch)
+        return _compat.transfer_batch(self._module, batch, self.root_device)
+
+    def _run_user_step(self, module: LightningModule, batch: Any) -> Any:
+        with self.precision_plugin.train_step_context():
+            return module.training_step(batch, 0)
+
+    def _stop(self) -> None:
+        """Ends training after the last step that the budget covers, also where min_epochs or min_steps ask for more."""
+        trainer = self._trainer
+        rank_zero_info(
+            f"The privacy budget eps={self._budget.eps:g} at delta={self._budget.delta:g} is spent after "
+            f"{self._position} steps: training stops here. More steps need a larger eps, or noise calibrated to more "
+            "steps from the start."
+        )
+        trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
+        trainer.should_stop = True
+
+    def _announce(self, s: PrivacySettings) -> None:
+        if s.noise_multiplier == 0:
+            rank_zero_warn(
+                "noise_multiplier=0: gradients are clipped but not noised. This run is NOT private (eps = inf).",
+                category=PrivacyWarning,
+            )
+        if self._seed is not None:
+            rank_zero_warn(
+                "DPStrategy(seed=...) fixes the noise: whoever knows the seed can subtract it. This run is NOT private "
+                "and is for tests only.",
+                category=PrivacyWarning,
+            )
+        budget = "reports eps" if s.eps is None else f"eps <= {s.eps:g}"
+        rank_zero_info(
+            f"Differential privacy: {budget} at delta={s.delta:g}, add-or-remove-one; {s.sampling} sampling of "
+            f"{s.dataset_size} samples, expected batch size {s.expected_batch_size} over {self.world_size} process(es); "
+            f"noise multiplier {s.noise_multiplier:.4g}, {s.clipping} clipping at {s.max_grad_norm:g}; "
+            f"accountant {s.accountant}."
+        )
+
+    def _release(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        self._engine, self._step = None, None
+
+
+def _same_rate(a: LogicalSampler, b: LogicalSampler) -> bool:
+    return (a.dataset_size, a.expected_batch_size) == (b.dataset_size, b.expected_batch_size)

@@ -1,0 +1,226 @@
+"""Three checks on a copy of the module before the first step: does this network, as it is, fit the guarantee?
+
+The table of refusals knows class names; these checks know behaviour. (a) A unit's gradient must not change when the
+other units of the batch change: this catches batch normalisation in disguise, contrastive losses and means over valid
+tokens. (b) A training step must not write private data into buffers. (c) The engine's gradients must match plain
+PyTorch's. They run on a deep copy with logging muted, on the first few samples, and release nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_dp.errors import PrivacyError
+from lightning_dp.gradients import Clipping, GradientEngine, LossReduction
+
+__all__ = ("check_module",)
+
+TOLERANCE = 1e-2  # of the larger gradient's norm; a coupling or a wrong rule errs by far more, rounding by far less
+LOW_PRECISION_TOLERANCE = 1e-1  # bfloat16 keeps 8 bits
+UNCLIPPED = 1e30
+
+Step = Callable[[LightningModule, Any], Any]
+
+
+def check_module(
+    module: LightningModule,
+    *,
+    dataset: Any,
+    collate: Callable[[list[Any]], Any],
+    run_step: Step,
+    transfer: Callable[[Any], Any],
+    loss_reduction: LossReduction,
+) -> None:
+    """Runs the three checks.
+
+    Args:
+        module: left untouched; a deep copy is trained on.
+        dataset, collate: where the batches of one to three samples come from.
+        run_step: runs ``training_step`` in the precision of the run.
+        transfer: moves a batch to the device through the user's hooks.
+        loss_reduction: as given to the strategy.
+
+    Raises:
+        PrivacyError: naming the module or the layer, and the fix.
+    """
+    samples = [dataset[i] for i in range(min(5, len(dataset)))]
+    twin = _muted_copy(module)
+    check = _Checks(twin, samples, collate, run_step, transfer, loss_reduction)
+    with _preserved_rng(module.device):
+        check.buffers_are_not_written()
+        check.engine_matches_plain_backward()
+        if len(samples) >= 3:
+            check.units_are_independent()
+
+
+class _Checks:
+    def __init__(
+        self,
+        module: LightningModule,
+        samples: Sequence[Any],
+        collate: Callable[[list[Any]], Any],
+        run_step: Step,
+        transfer: Callable[[Any], Any],
+        loss_reduction: LossReduction,
+    ) -> None:
+        self.module, self.samples, self.collate = module, samples, collate
+        self.run_step, self.transfer, self.loss_reduction = run_step, transfer, loss_reduction
+        low = any(
+            torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")
+        )
+        self.tolerance = LOW_PRECISION_TOLERANCE if low else TOLERANCE
+
+    def buffers_are_not_written(self) -> None:
+        before = {name: b.detach().clone() for name, b in self.module.named_buffers()}
+        self.loss([0, len(self.samples) - 1])
+        first = self._changed(before)
+        if not first:
+            return
+        after = {name: b.detach().clone() for name, b in self.module.named_buffers()}
+        self._restore(before)
+        self.loss([len(self.samples) // 2] * 2)
+        private = [name for name in first if not torch.equal(self.module.get_buffer(name), after[name])]
+        if private:
+            raise PrivacyError(
+                f"a training step writes private data into the buffers {', '.join(private)}, which a checkpoint would "
+                "carry out without noise. Replace the layer (GroupNorm instead of running statistics), or keep such "
+                "state outside the module's buffers and out of everything you release."
+            )
+
+    def engine_matches_plain_backward(self) -> None:
+        """(c) The sum of the engine's gradients over two units is what plain PyTorch computes for the batch."""
+        rows = [0, len(self.samples) - 1]
+        plain = self.plain_gradient(rows)
+        scale = len(rows) if self.loss_reduction == "mean" else 1
+        self._compare(
+            self.private_gradient(rows, [1.0] * len(rows)),
+            plain * scale,
+            "the engine's gradient differs from plain PyTorch's by {error:.1%} on the first samples. A layer computes "
+            "something other than its class says, or draws random numbers in a way that cannot be repeated. Please "
+            "report it with the network; self_check=False would train with wrong clipping.",
+        )
+
+    def units_are_independent(self) -> None:
+        """(a) Sample 0's gradient, beside one set of other samples, beside another, and alone."""
+        beside = self.private_gradient([0, 1, 2], [1.0, 0.0, 0.0])
+        others = self.private_gradient([0, len(self.samples) - 1, len(self.samples) - 2], [1.0, 0.0, 0.0])
+        if len(self.samples) > 3:
+            self._compare(
+                beside,
+                others,
+                "the gradient of one sample changes by {error:.1%} when the other samples of its batch change, so clipping "
+                "it bounds nothing. Something couples the samples: a normalisation over the batch, a contrastive or "
+                "ranking loss, a mean over valid tokens, class weights taken from the batch. Make the loss a mean over "
+                "samples of terms that depend on one sample each.",
+            )
+        self.module.eval()  # dropout off: batches of different size draw different masks
+        try:
+            if self._is_random():
+                return
+            alone = self.private_gradient([0], [1.0])
+            beside = self.private_gradient([0, 1, 2], [1.0, 0.0, 0.0])
+        finally:
+            self.module.train()
+        if _error(beside, alone) <= self.tolerance:
+            return
+        if _error(beside, alone * 3) <= self.tolerance or _error(beside, alone / 3) <= self.tolerance:
+            right = "sum" if self.loss_reduction == "mean" else "mean"
+            raise PrivacyError(
+                f"training_step returns the {right} of the samples' losses, but loss_reduction={self.loss_reduction!r}: "
+                "the number of samples drawn, which is private, would scale every gradient before it is clipped. Use "
+                f"DPStrategy(loss_reduction={right!r})."
+            )
+        self._compare(
+            beside,
+            alone,
+            "the gradient of one sample alone and beside others differs by {error:.1%}: the loss couples the samples of a "
+            "batch or depends on how many there are. Make it a mean over samples of terms that depend on one sample each.",
+        )
+
+    def loss(self, rows: Sequence[int]) -> Tensor:
+        torch.manual_seed(0)
+        batch = self.transfer(self.collate([self.samples[i] for i in rows]))
+        with torch.enable_grad():
+            output = self.run_step(self.module, batch)
+        loss = output.get("loss") if isinstance(output, dict) else output
+        if not isinstance(loss, Tensor) or not loss.requires_grad:
+            raise PrivacyError(
+                "training_step must return a loss that depends on the module's parameters (a tensor, or a dict with "
+                f"'loss'); it returned {type(output).__name__ if loss is None else 'a loss without a gradient'}."
+            )
+        return loss
+
+    def private_gradient(self, rows: Sequence[int], weights: Sequence[float]) -> Tensor:
+        with GradientEngine(
+            self.module,
+            Clipping(UNCLIPPED),
+            noise_multiplier=0.0,
+            expected_batch_size=1,
+            loss_reduction=self.loss_reduction,
+        ) as engine:
+            engine.backward(self.loss(rows), len(rows), torch.tensor(weights))
+            return torch.cat([g.flatten() for g in engine.clipped_sum()])
+
+    def plain_gradient(self, rows: Sequence[int]) -> Tensor:
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        grads = torch.autograd.grad(self.loss(rows), parameters, allow_unused=True)
+        return torch.cat(
+            [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)]
+        )
+
+    def _compare(self, one: Tensor, other: Tensor, message: str) -> None:
+        error = _error(one, other)
+        if error > self.tolerance:
+            raise PrivacyError(message.format(error=error))
+
+    def _is_random(self) -> bool:
+        """Whether the step draws random numbers even in evaluation mode, so that single runs cannot be compared."""
+        first = self.loss([0]).detach()
+        torch.rand(7)
+        batch = self.transfer(self.collate([self.samples[0]]))
+        second = self.run_step(self.module, batch)
+        second = second["loss"] if isinstance(second, dict) else second
+        return not torch.allclose(first, second.detach(), rtol=1e-3)
+
+    def _changed(self, before: dict[str, Tensor]) -> list[str]:
+        return [name for name, b in self.module.named_buffers() if name in before and not torch.equal(b, before[name])]
+
+    def _restore(self, before: dict[str, Tensor]) -> None:
+        for name, buffer in self.module.named_buffers():
+            if name in before:
+                buffer.copy_(before[name])
+
+
+def _error(one: Tensor, other: Tensor) -> float:
+    finite = torch.isfinite(one) & torch.isfinite(other)
+    one, other = one[finite], other[finite]
+    size = max(float(one.norm()), float(other.norm()), 1e-12)
+    return float((one - other).norm()) / size
+
+
+def _muted_copy(module: LightningModule) -> LightningModule:
+    """A deep copy that keeps its trainer but logs nothing: what a check computes must not leave it."""
+    twin = copy.deepcopy(module)
+    twin.__dict__["log"] = twin.__dict__["log_dict"] = _silence
+    twin.trainer = module.trainer
+    twin.train(module.training)
+    return twin
+
+
+def _silence(*_: Any, **__: Any) -> None:
+    return None
+
+
+@contextmanager
+def _preserved_rng(device: torch.device) -> Iterator[None]:
+    """The user's random streams go on as if no check had run."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
