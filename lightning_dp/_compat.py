@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 __all__ = (
     "MultiProcessingLauncher",
     "SubprocessScriptLauncher",
+    "broadcast_tensors",
     "call_strategy_hook",
     "default_process_group_timeout",
     "init_process_group",
     "move_optimizers",
+    "names_logged_in_training",
     "process_group_is_ready",
     "reduce_over_ranks",
     "set_logged_batch",
@@ -74,6 +76,12 @@ def set_logged_batch(trainer: Trainer, batch: Any) -> None:
     results = trainer._results
     if results is not None:
         results.batch, results.batch_size = batch, None
+
+
+def names_logged_in_training(trainer: Trainer) -> set[str]:
+    """Names of the metrics that ``self.log`` received in training hooks, of the module and of callbacks."""
+    results = trainer.fit_loop.epoch_loop._results
+    return {item.meta.name for item in results.values() if not item.meta.fx.startswith(("on_validation", "validation"))}
 
 
 def broadcast_tensors(tensors: list[Tensor]) -> None:

@@ -12,6 +12,7 @@ from lightning_dp.accounting.ledger import LedgerEntry, PrivacyLedger
 from lightning_dp.accounting.meter import EpsilonMeter
 from lightning_dp.accounting.prv import PRVAccountant
 from lightning_dp.accounting.sensitivity_index import SensitivityIndex, equivalent_sensitivity_index
+from lightning_dp.accounting.settings import PrivacySettings
 from lightning_dp.accounting.spent import PrivacySpent, privacy_spent
 from lightning_dp.accounting.tradeoff import TradeOffCurve
 
@@ -24,6 +25,7 @@ __all__ = (
     "PLDAccountant",
     "PRVAccountant",
     "PrivacyLedger",
+    "PrivacySettings",
     "PrivacySpent",
     "RDPAccountant",
     "SensitivityIndex",

@@ -126,8 +126,10 @@ class PLDAccountant:
     def composition(self, entries: Sequence[LedgerEntry]) -> pld.Composition | None:
         """The composed loss distributions behind the numbers; None where their grid would be too large."""
         mu, sampled = _split(entries)
-        full: list[pld.Part] = [(1.0 / mu, 1.0, 1)] if mu > 0.0 else []
-        return pld.compose((*full, *sampled), self._coarsening)
+        parts: list[pld.Part] = [(min(1.0 / mu, 1e7), 1.0, 1)] if mu > 0.0 else []
+        # Counting no more noise than 1e7 is a bound, and keeps losses apart from rounding.
+        parts += [(min(sigma, 1e7), rate, steps) for sigma, rate, steps in sampled]
+        return pld.compose(tuple(parts), self._coarsening)
 
 
 def is_sampled(entries: Sequence[LedgerEntry]) -> bool:

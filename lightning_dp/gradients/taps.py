@@ -22,6 +22,9 @@ from lightning_dp.gradients.rules import find_rule
 
 __all__ = ("Record", "Taps")
 
+COMPOSITES = (nn.MultiheadAttention,)
+"""Modules that read their children's weights instead of calling the children: one call of the whole is recorded."""
+
 
 @dataclass
 class Record:
@@ -97,7 +100,8 @@ class Taps:
         self._handles.clear()
         for module, stack in self._swapped.items():
             for swapped in reversed(stack):
-                module._parameters.update(swapped)
+                for name, parameter in swapped.items():
+                    _put(module, name, parameter)
         self._swapped.clear()
         self.clear()
 
@@ -117,17 +121,17 @@ class Taps:
         self._swapped.setdefault(module, []).append(swapped)
         if not torch.is_grad_enabled():
             return None
-        bare = self._is_bare(module)
-        for name, parameter in module._parameters.items():
+        composite = isinstance(module, COMPOSITES)
+        for name, parameter in module.named_parameters(recurse=composite, remove_duplicate=False):
             if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
                 swapped[name] = parameter
-        owner = self._owner(module) if bare else None
+        owner = self._owner(module) if self._is_bare(module) else None
         prefix = f"{self._names[module]}." if self._names[module] else ""
         for name, parameter in swapped.items():
             stand_in = parameter.detach()
             if owner is not None:
                 stand_in = BareParameter.wrap(stand_in, Expression(source=prefix + name), owner)
-            module._parameters[name] = stand_in  # type: ignore[assignment]
+            _put(module, name, stand_in)
         if any(isinstance(t, BareParameter) for t in tensors_in((args, kwargs))):
             return map_tensors((args, kwargs), lambda t: t.tapped() if isinstance(t, BareParameter) else t)
         return None
@@ -136,7 +140,8 @@ class Taps:
         if self._paused or not self._swapped.get(module):
             return None
         swapped = self._swapped[module].pop()
-        module._parameters.update(swapped)
+        for name, parameter in swapped.items():
+            _put(module, name, parameter)
         if output is None or not swapped or self._is_bare(module):
             return None
         tensors = [t for t in tensors_in(output) if t.is_floating_point()]
@@ -152,7 +157,9 @@ class Taps:
 
     def _is_bare(self, module: nn.Module) -> bool:
         """Parameters beside children are used by functions that no hook sees; those of a leaf, by its own forward."""
-        return find_rule(module) is None and any(True for _ in module.children())
+        if find_rule(module) is not None or isinstance(module, COMPOSITES):
+            return False
+        return any(True for _ in module.children())
 
     def _owner(self, module: nn.Module) -> Owner:
         def tap(call: MixedCall, result: Tensor) -> Tensor:
@@ -169,6 +176,12 @@ class Taps:
         # The anchor gives the tap a gradient even where the network's input needs none (the first layer).
         anchor = torch.zeros((), device=outputs[0].device, requires_grad=True)
         return _Tap.apply(self, record, anchor, *outputs)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _put(module: nn.Module, name: str, value: Tensor) -> None:
+    """Places a tensor where a parameter of that (dotted) name stands, without registering it as one."""
+    path, _, leaf = name.rpartition(".")
+    module.get_submodule(path)._parameters[leaf] = value  # type: ignore[assignment]
 
 
 class _Paused:

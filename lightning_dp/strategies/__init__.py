@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_dp.strategies.dp import DPStrategy, PrivacySettings
+from lightning_dp.strategies.dp import DPStrategy
 from lightning_dp.strategies.refusals import REFUSALS, Refusal
 
-__all__ = ("REFUSALS", "DPStrategy", "PrivacySettings", "Refusal")
+__all__ = ("REFUSALS", "DPStrategy", "Refusal")

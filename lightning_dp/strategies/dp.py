@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_dp import _compat
-from lightning_dp.accounting import PrivacyLedger, PrivacySpent
+from lightning_dp.accounting import PrivacyLedger, PrivacySettings, PrivacySpent
 from lightning_dp.accounting.accountants import AccountantName
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.gradients import Clipping, ClippingName, GradientEngine, LossReduction, NoiseSource
@@ -41,26 +40,9 @@ from lightning_dp.strategies.processes import ProcessStrategy, StartMethod
 from lightning_dp.strategies.refusals import Subject, refuse
 from lightning_dp.strategies.selfcheck import check_module
 
-__all__ = ("DPStrategy", "PrivacySettings")
+__all__ = ("DPStrategy",)
 
 CHECKPOINT_KEY = "lightning_dp"
-
-
-@dataclass(frozen=True)
-class PrivacySettings:
-    """The public facts of a run: what a reader needs beside eps to judge it."""
-
-    mechanism: str
-    delta: float
-    noise_multiplier: float
-    max_grad_norm: float
-    clipping: str
-    sampling: str
-    sample_rate: float
-    expected_batch_size: int
-    dataset_size: int
-    accountant: str
-    eps: float | None
 
 
 class DPStrategy(ProcessStrategy):
@@ -158,6 +140,7 @@ class DPStrategy(ProcessStrategy):
         self._step: LogicalStep | None = None
         self._chunk = 0
         self._settled = False
+        self._settled_at = 0
 
     # --- what a run reports -------------------------------------------------------------------------------------------
 
@@ -257,6 +240,8 @@ class DPStrategy(ProcessStrategy):
 
     @override
     def on_train_start(self) -> None:
+        if self._settled_at != self._trainer.global_step:  # settled before the progress of a resumed run was restored
+            self._settled = False
         self._settle()
         module, settings = self._module, self.settings()
         if self._self_check:
@@ -408,7 +393,7 @@ class DPStrategy(ProcessStrategy):
             return
         planned = self._trainer.estimated_stepping_batches - self._trainer.global_step
         self._budget.settle(self._sampler, max(0, planned))
-        self._settled = True
+        self._settled, self._settled_at = True, self._trainer.global_step
 
     def _finish_step(self, optimizer: Optimizer) -> None:
         """Runs the physical batches after the first, then turns the sum into the one private gradient."""

@@ -352,7 +352,7 @@ def recurrent_layers(s: Subject) -> str | None:
     if found:
         return (
             f"{_listed(found)} reads its weights inside one fused function, where no gradient per sample can be seen. "
-            "Use opacus.layers.DPLSTM, DPGRU or DPRNN with the weights carried over by load_state_dict, or freeze it."
+            "Use opacus.layers.DPLSTM, DPGRU or DPRNN with batch_first=True, or freeze it."
         )
     return None
 
@@ -360,15 +360,18 @@ def recurrent_layers(s: Subject) -> str | None:
 @_row("module")
 def multihead_attention(s: Subject) -> str | None:
     found = [
-        name
+        f"{name} (dropout={m.dropout:g}, batch_first={m.batch_first})"
         for name, m in s.module.named_modules()
-        if isinstance(m, nn.MultiheadAttention) and any(p.requires_grad for p in m.parameters())
+        if isinstance(m, nn.MultiheadAttention)
+        and any(p.requires_grad for p in m.parameters())
+        and (m.dropout > 0 or not m.batch_first)
     ]
     if found:
         return (
-            f"nn.MultiheadAttention at {_listed(found)} reads its output projection's weight without calling it. Use "
-            "opacus.layers.DPMultiheadAttention (same arguments, weights by load_state_dict), an attention layer made of "
-            "nn.Linear (as timm's), or freeze it."
+            f"nn.MultiheadAttention at {_listed(found)}: its gradient per sample is found by repeating the layer for each "
+            "sample, which needs the batch on axis 0 and no dropout inside. Use batch_first=True and set the attention's "
+            "dropout to 0 (layer.self_attn.dropout = 0.0 in nn.TransformerEncoderLayer; its other dropouts may stay), or "
+            "opacus.layers.DPMultiheadAttention(..., batch_first=True)."
         )
     return None
 

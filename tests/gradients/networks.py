@@ -134,6 +134,42 @@ class InPlaceResidual(nn.Module):
         return h
 
 
+class OpacusRecurrent(nn.Module):
+    """Opacus' recurrent layers are made of linear cells, called once for each time step."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        import opacus.layers
+
+        self.body, self.head = getattr(opacus.layers, kind)(5, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)[0][:, -1])
+
+
+class OpacusAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        import opacus.layers
+
+        self.body, self.head = opacus.layers.DPMultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x, x, x, need_weights=False)[0][:, 0])
+
+
+class EncoderDecoder(nn.Module):
+    """PyTorch's own transformer, with self- and cross-attention and learned queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Transformer(8, 2, 1, 1, 16, dropout=0.0, batch_first=True)
+        self.queries, self.head = nn.Parameter(torch.randn(1, 3, 8)), nn.Linear(24, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x, self.queries.expand(len(x), -1, -1)).flatten(1))
+
+
 def _linear(rank: int) -> Builder:
     return lambda: (nn.Linear(4, 3), torch.randn(6, *[2, 3, 2][: rank - 2], 4))
 
@@ -216,4 +252,8 @@ NETWORKS: dict[str, Builder] = {
     "windows": lambda: (Windows(), torch.randn(5, 24)),
     "in_place": lambda: (InPlaceResidual(), torch.randn(5, 6)),
     "weight_norm": _weight_norm,
+    "opacus_lstm": lambda: (OpacusRecurrent("DPLSTM"), torch.randn(4, 5, 5)),
+    "opacus_gru": lambda: (OpacusRecurrent("DPGRU"), torch.randn(4, 5, 5)),
+    "opacus_attention": lambda: (OpacusAttention(), torch.randn(4, 5, 8)),
+    "torch_transformer": lambda: (EncoderDecoder(), torch.randn(4, 5, 8)),
 }

@@ -1,0 +1,42 @@
+"""The public facts of a private run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_dp.accounting.events import RELATION
+
+__all__ = ("PrivacySettings",)
+
+
+@dataclass(frozen=True)
+class PrivacySettings:
+    """What a reader needs beside eps to judge it. Everything here is public by assumption, n included.
+
+    Attributes:
+        mechanism: name of the training mechanism, such as ``"dp_sgd"``.
+        delta: probability with which the guarantee may fail.
+        noise_multiplier: noise standard deviation over ``max_grad_norm``.
+        max_grad_norm: clipping bound C.
+        clipping: how units are clipped.
+        sampling: how units are drawn.
+        sample_rate: the rate that was accounted, in (0, 1].
+        expected_batch_size: B, over all ranks.
+        dataset_size: n.
+        accountant: which accountant turns the ledger into eps.
+        eps: the budget, or ``None`` if eps is only reported.
+        relation: the neighbouring relation.
+    """
+
+    mechanism: str
+    delta: float
+    noise_multiplier: float
+    max_grad_norm: float
+    clipping: str
+    sampling: str
+    sample_rate: float
+    expected_batch_size: int
+    dataset_size: int
+    accountant: str
+    eps: float | None
+    relation: str = RELATION

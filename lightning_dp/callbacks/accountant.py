@@ -1,0 +1,104 @@
+"""Eps where it is looked for: in the progress bar, in every logger, and in a summary at the end."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from typing_extensions import override
+
+from lightning_dp import _compat
+from lightning_dp.accounting import PrivacySettings, PrivacySpent
+from lightning_dp.callbacks.protocol import PrivateStrategy
+from lightning_dp.callbacks.releases import Release, uncovered_releases
+from lightning_dp.errors import PrivacyWarning
+
+__all__ = ("PrivacyAccountant",)
+
+
+class PrivacyAccountant(Callback):
+    """Shows what a private run spends and says which released numbers its eps does not cover.
+
+    Logs ``privacy/epsilon`` in every step (an upper bound, exact at the planned end), writes the run's settings to the
+    loggers' hyper-parameters, and ends ``fit`` with a summary. The ledger itself lives in the strategy: this callback can
+    be left out, replaced or added twice without changing what is spent.
+
+    Beside a strategy that is not private it says so once and does nothing else.
+
+    Args:
+        prog_bar: whether eps is shown in the progress bar.
+        summary: whether the summary is written at the end of ``fit``.
+
+    Attributes:
+        spent: what was spent, after ``fit``.
+        releases: the numbers that left the run uncovered, after ``fit``.
+    """
+
+    def __init__(self, prog_bar: bool = True, summary: bool = True) -> None:
+        self.prog_bar, self.summary = prog_bar, summary
+        self.spent: PrivacySpent | None = None
+        self.releases: list[Release] = []
+        self._logged: set[str] = set()
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged, self.releases, self.spent = set(), [], None
+        strategy = trainer.strategy
+        if not isinstance(strategy, PrivateStrategy):
+            rank_zero_warn(
+                f"PrivacyAccountant has nothing to account: {type(strategy).__name__} trains without differential "
+                "privacy (eps = inf). Use Trainer(strategy=DPStrategy(eps=...)) for a private run.",
+                category=PrivacyWarning,
+            )
+            return
+        settings = {f"privacy/{key}": value for key, value in asdict(strategy.settings()).items() if value is not None}
+        for logger in trainer.loggers:  # here, before loggers write their hyper-parameter files
+            logger.log_hyperparams(settings)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if isinstance(trainer.strategy, PrivateStrategy):
+            # batch_size=1: the number of samples drawn is private, and eps has no use for it.
+            self.log("privacy/epsilon", trainer.strategy.epsilon(), prog_bar=self.prog_bar, on_step=True, batch_size=1)
+            if batch_idx == 0:
+                self._logged |= _compat.names_logged_in_training(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged |= _compat.names_logged_in_training(trainer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        strategy = trainer.strategy
+        if not isinstance(strategy, PrivateStrategy):
+            return
+        self.spent = strategy.privacy_spent()
+        self.releases = uncovered_releases(trainer, self._logged)
+        if self.summary:
+            rank_zero_info(summary_text(self.spent, strategy.settings(), self.releases))
+
+
+def summary_text(spent: PrivacySpent, settings: PrivacySettings, releases: list[Release]) -> str:
+    """The table written at the end of ``fit``."""
+    budget = "none (eps is reported)" if settings.eps is None else f"eps <= {settings.eps:g}"
+    curve = spent.trade_off()
+    rows = [
+        ("spent", f"eps = {spent.eps:.4g} at delta = {spent.delta:.4g}"),
+        ("budget", budget),
+        ("relation", settings.relation.replace("_", " ")),
+        ("sampling", f"{settings.sampling}, q = {settings.sample_rate:.4g}"),
+        ("steps", f"{spent.steps}"),
+        ("samples", f"n = {settings.dataset_size}, expected batch size {settings.expected_batch_size}"),
+        ("noise", f"multiplier {settings.noise_multiplier:.4g} on {settings.clipping} clipping at {settings.max_grad_norm:g}"),
+        ("accountant", spent.accountant),
+        ("membership attack", f"advantage <= {curve.membership_advantage:.3f}, TPR <= {curve.tpr(0.001):.3f} at FPR 0.001"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = ["", "Differential privacy of this run", *(f"  {name:<{width}}  {value}" for name, value in rows)]
+    lines.append("Not covered by eps:")
+    lines += [f"  - {release}" for release in releases]
+    return "\n".join(lines)

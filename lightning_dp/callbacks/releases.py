@@ -1,0 +1,110 @@
+"""Which numbers left a run without being covered by its eps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+
+__all__ = ("Release", "uncovered_releases")
+
+
+@dataclass(frozen=True)
+class Release:
+    """One kind of number that left the run, and why eps says nothing about it.
+
+    Attributes:
+        what: the number, with its name where it has one.
+        why: why it is not covered.
+        remedy: what to do about it.
+    """
+
+    what: str
+    why: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}. {self.remedy}."
+
+
+def uncovered_releases(trainer: Trainer, training_metrics: Iterable[str]) -> list[Release]:
+    """The list that belongs beside every eps.
+
+    Args:
+        trainer: after, or during, ``fit``.
+        training_metrics: names of metrics logged in training hooks.
+
+    Returns:
+        One entry for each finding, the gravest first.
+    """
+    logged = sorted(name for name in training_metrics if not name.startswith("privacy/"))
+    found = [*_training_metrics(logged), *_monitors(trainer, set(logged)), *_schedulers(trainer, set(logged))]
+    found += _held_out(trainer)
+    found.append(
+        Release(
+            "the choice of hyper-parameters",
+            "runs that were tried and discarded on the same data are not in this ledger",
+            "Tune on public or separate data, or add up the eps of all runs",
+        )
+    )
+    return found
+
+
+def _training_metrics(logged: list[str]) -> list[Release]:
+    if not logged:
+        return []
+    return [
+        Release(
+            f"training metrics ({', '.join(logged)})",
+            "they are computed from private batches without noise, and loggers and progress bars show them",
+            "Do not publish these curves, or log metrics of held-out data only",
+        )
+    ]
+
+
+def _monitors(trainer: Trainer, logged: set[str]) -> list[Release]:
+    watching = [
+        f"{type(c).__name__}(monitor={c.monitor!r})"
+        for c in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(c, (ModelCheckpoint, EarlyStopping)) and c.monitor in logged
+    ]
+    if not watching:
+        return []
+    return [
+        Release(
+            ", ".join(watching),
+            "the model to keep, or the time to stop, was chosen by a metric of the training data",
+            "Monitor a metric of held-out data, or none",
+        )
+    ]
+
+
+def _schedulers(trainer: Trainer, logged: set[str]) -> list[Release]:
+    watching = [c.monitor for c in trainer.lr_scheduler_configs if c.reduce_on_plateau and c.monitor in logged]
+    if not watching:
+        return []
+    return [
+        Release(
+            f"the learning rate (ReduceLROnPlateau on {', '.join(map(repr, watching))})",
+            "every later step depends on a training metric that has no noise",
+            "Use a schedule fixed in advance, or monitor a metric of held-out data",
+        )
+    ]
+
+
+def _held_out(trainer: Trainer) -> list[Release]:
+    if not trainer.enable_validation:
+        return []
+    selecting = any(
+        isinstance(c, (Checkpoint, EarlyStopping)) and getattr(c, "monitor", None)
+        for c in trainer.callbacks  # type: ignore[attr-defined]
+    )
+    return [
+        Release(
+            "validation metrics" + (" and the model selected by them" if selecting else ""),
+            "eps protects the training set; people in the validation set are protected only by being few numbers",
+            "Keep validation people apart from training people, and count them in if they need protection",
+        )
+    ]
