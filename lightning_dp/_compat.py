@@ -5,6 +5,7 @@ When a Lightning release moves one of them, this file is what changes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from lightning.pytorch.trainer import call
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins import ClusterEnvironment
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = (
-    "MultiProcessingLauncher",
+    "ReportingLauncher",
     "SubprocessScriptLauncher",
     "broadcast_tensors",
     "call_strategy_hook",
@@ -41,12 +43,37 @@ __all__ = (
     "transfer_batch",
 )
 
-MultiProcessingLauncher = _MultiProcessingLauncher
 SubprocessScriptLauncher = _SubprocessScriptLauncher
 default_process_group_timeout: timedelta = default_pg_timeout
 move_optimizers = _optimizers_to_device
 process_group_is_ready = _distributed_is_initialized
 reduce_over_ranks = _sync_ddp_if_available
+
+
+class ReportingLauncher(_MultiProcessingLauncher):
+    """Starts workers as Lightning does, and brings the privacy ledger of rank 0 back to the process that started them.
+
+    Workers have their own copy of the strategy. Without this, the parent would say that nothing was spent.
+    """
+
+    _strategy: Any
+
+    @override
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
+        try:
+            return super().launch(function, *args, trainer=trainer, **kwargs)
+        except BaseException:
+            self._strategy.workers_failed()
+            raise
+
+    @override
+    def get_extra_results(self, trainer: Trainer) -> dict[str, Any]:
+        return {**super().get_extra_results(trainer), "strategy": self._strategy.state_dict()}
+
+    @override
+    def update_main_process_results(self, trainer: Trainer, extra: dict[str, Any]) -> None:
+        self._strategy.load_state_dict(extra.pop("strategy"))
+        super().update_main_process_results(trainer, extra)
 
 
 def init_process_group(

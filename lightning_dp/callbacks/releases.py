@@ -95,7 +95,7 @@ def _schedulers(trainer: Trainer, logged: set[str]) -> list[Release]:
 
 
 def _held_out(trainer: Trainer) -> list[Release]:
-    if not trainer.enable_validation:
+    if not trainer.enable_validation or not sum(trainer.num_val_batches):
         return []
     selecting = any(
         isinstance(c, (Checkpoint, EarlyStopping)) and getattr(c, "monitor", None)
@@ -104,7 +104,7 @@ def _held_out(trainer: Trainer) -> list[Release]:
     return [
         Release(
             "validation metrics" + (" and the model selected by them" if selecting else ""),
-            "eps protects the training set; people in the validation set are protected only by being few numbers",
-            "Keep validation people apart from training people, and count them in if they need protection",
+            "eps protects the training set only, and these numbers are computed from the validation set without noise",
+            "Keep validation people apart from training people, and do not publish the numbers if they need protection too",
         )
     ]

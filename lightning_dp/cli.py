@@ -1,0 +1,79 @@
+"""The `lightning-dp` command: Lightning's command line, with this package's classes known by short names.
+
+```console
+lightning-dp fit --config recipes/<name>/config.yaml
+lightning-dp fit --config recipes/<name>/config.yaml --trainer.strategy.eps 4
+```
+
+In YAML, `class_path: DPStrategy` is enough; a class outside this package is named by its full path, as usual.
+Importing this module needs the core install only; running the command needs the extra `lightning-dp[cli]`.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from lightning.pytorch.cli import LightningCLI
+from typing_extensions import override
+
+# The argument parser resolves a short class name among the classes that have been imported.
+import lightning_dp.callbacks
+import lightning_dp.data
+import lightning_dp.models
+import lightning_dp.strategies
+import lightning_dp.tasks
+
+__all__ = ("PrivateCLI", "main")
+
+
+class PrivateCLI(LightningCLI):
+    """`LightningCLI` that explains the one mistake everybody makes with `--trainer.strategy`.
+
+    It repeats nothing of its parent's signature, so a patch release of Lightning cannot break it.
+    """
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Refuse a strategy *class* that arrived as a plain string; Lightning would call it invalid."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        strategy = config["trainer"]["strategy"]
+        if not isinstance(strategy, str):
+            return
+        name = strategy.rsplit(".", 1)[-1]
+        if name in lightning_dp.strategies.__all__:
+            self.parser.error(
+                f"{strategy!r} was read as a strategy string, because a class name without settings cannot "
+                f"be told from one (Lightning issue 19682). Give it a setting on the command line "
+                f"(--trainer.strategy {name} --trainer.strategy.eps 8), or write it in YAML as "
+                f"'strategy: {{class_path: {name}, init_args: {{eps: 8}}}}'."
+            )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run `lightning-dp fit|validate|test|predict`.
+
+    Args:
+        args: The words after `lightning-dp`. None reads them from the command line.
+
+    Raises:
+        SystemExit: With a message, when the parser is not installed or does not accept the arguments.
+    """
+    if any(find_spec(module) is None for module in ("jsonargparse", "docstring_parser")):
+        raise SystemExit(
+            "lightning-dp: the command line needs a parser that the core install leaves out. "
+            "Install it with: pip install 'lightning-dp[cli]'"
+        )
+    PrivateCLI(
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        # Initial weights and data splits repeat from run to run; privacy noise has no seed to reach.
+        seed_everything_default=0,
+        # A second run into the same folder replaces its copy of the configuration instead of failing.
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"version": lightning_dp.__version__},
+        args=args,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The `lightning-dp` command: its names, its help, and the hints it gives."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.strategies import Strategy
+
+import lightning_dp.cli
+import lightning_dp.strategies
+from lightning_dp.cli import main
+
+# A module and data that the test owns; everything of ours is named by its short name.
+BORING = [
+    "--model=lightning.pytorch.demos.boring_classes.BoringModel",
+    "--data=lightning.pytorch.demos.boring_classes.BoringDataModule",
+    "--trainer.accelerator=cpu",
+    "--trainer.logger=false",
+    "--trainer.enable_checkpointing=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lightning-dp"])  # and not pytest's arguments
+
+
+def strategy_config(tmp_path: Path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "trainer:\n  max_steps: 2\n  limit_val_batches: 0\n"
+        "  strategy:\n    class_path: DPStrategy\n    init_args: {noise_multiplier: 1.0, delta: 1.0e-3}\n"
+        "  callbacks:\n    - class_path: PrivacyAccountant\n"
+    )
+    return str(path)
+
+
+def test_the_command_is_installed() -> None:
+    commands = [point for point in entry_points(group="console_scripts") if point.name == "lightning-dp"]
+    if not commands:
+        pytest.skip("the package is not installed (make install)")
+    assert commands[0].load() is main
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.strip().endswith(lightning_dp.__version__)
+
+
+def test_missing_parser_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lightning_dp.cli, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"pip install 'lightning-dp\[cli\]'"):
+        main(["fit"])
+
+
+@pytest.mark.parametrize("spelling", ["DPStrategy", "lightning_dp.strategies.DPStrategy"])
+def test_a_bare_class_name_gets_a_hint(spelling: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *BORING, "--trainer.strategy", spelling])
+    assert stop.value.code == 2
+    assert "--trainer.strategy DPStrategy --trainer.strategy.eps 8" in capsys.readouterr().err
+
+
+def test_a_config_with_short_names_trains_privately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    after_fit = lambda cli: started.append(cli.trainer)  # noqa: E731
+    monkeypatch.setattr(lightning_dp.cli.PrivateCLI, "after_fit", after_fit, raising=False)
+    main(["fit", *BORING, "--config", strategy_config(tmp_path)])
+    (trainer,) = started
+    assert type(trainer.strategy) is lightning_dp.strategies.DPStrategy
+    assert trainer.strategy.ledger.steps == trainer.global_step == 2
+
+
+def test_a_second_run_into_the_same_folder_is_no_error(tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    arguments = ["fit", *BORING, "--config", strategy_config(tmp_path), "--trainer.default_root_dir", folder]
+    main(arguments)
+    main(arguments)
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+STRATEGIES = [
+    name
+    for name in lightning_dp.strategies.__all__
+    if isinstance(kind := getattr(lightning_dp.strategies, name), type) and issubclass(kind, Strategy)
+]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_help_of_every_strategy_can_be_built(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", f"--trainer.strategy.help={name}"])
+    assert stop.value.code == 0
+    assert "--trainer.strategy" in capsys.readouterr().out
