@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.utilities.distributed import (
     _distributed_is_initialized,
     _get_default_process_group_backend_for_device,
@@ -33,7 +32,6 @@ __all__ = (
     "SubprocessScriptLauncher",
     "broadcast_tensors",
     "call_strategy_hook",
-    "default_process_group_timeout",
     "init_process_group",
     "move_optimizers",
     "names_logged_in_training",
@@ -44,7 +42,6 @@ __all__ = (
 )
 
 SubprocessScriptLauncher = _SubprocessScriptLauncher
-default_process_group_timeout: timedelta = default_pg_timeout
 move_optimizers = _optimizers_to_device
 process_group_is_ready = _distributed_is_initialized
 reduce_over_ranks = _sync_ddp_if_available

@@ -83,10 +83,11 @@ class RDPAccountant:
 class PLDAccountant:
     """Privacy loss distributions: tight (about 0.1 % in eps), the default. An upper bound.
 
-    Unsubsampled entries alone are one Gaussian mechanism of index sqrt(sum steps / sigma^2), whose closed form is used.
-    Otherwise the least of four upper bounds counts: the loss distribution (absent where its grid would be too large), the
-    Renyi bound, the bound by participation counts, and the Gaussian without amplification. The last three are closed
-    forms, so that an answer always comes, in bounded time and memory.
+    Unsubsampled entries alone are one Gaussian mechanism of index sqrt(sum steps / sigma^2), whose closed
+    form is used. Otherwise the least of four upper bounds counts: the loss distribution (absent where its
+    grid would be too large), the Renyi bound, the bound by participation counts, and the Gaussian without
+    amplification. The last three are closed forms, so that an answer always comes, in bounded time and
+    memory.
 
     Args:
         coarsening: Use grids 2^coarsening times wider: quicker and looser, still an upper bound.
@@ -188,7 +189,7 @@ def _split(entries: Sequence[LedgerEntry]) -> tuple[float, tuple[pld.Part, ...]]
 
 
 def _unamplified(mu: float, sampled: Sequence[pld.Part]) -> float:
-    """Index of the same steps at rate 1, which dominates them (the hockey-stick divergence is convex in the mixture)."""
+    """Index of the same steps at rate 1, which dominate them: the divergence is convex in the mixture."""
     return math.sqrt(mu * mu + sum(steps / sigma / sigma for sigma, _, steps in sampled))
 
 
@@ -211,4 +212,6 @@ def get_accountant(name: AccountantName) -> Accountant:
         from lightning_dp.accounting.prv import PRVAccountant
 
         return PRVAccountant()
-    raise PrivacyConfigError(f"accountant must be one of {get_args(AccountantName)}, got {name!r}: 'pld' is the tight one.")
+    raise PrivacyConfigError(
+        f"accountant must be one of {get_args(AccountantName)}, got {name!r}: 'pld' is the tight one."
+    )

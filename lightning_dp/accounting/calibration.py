@@ -36,9 +36,9 @@ def calibrate_noise_multiplier(
 ) -> float:
     """Smallest noise multiplier for which ``steps`` more steps stay within (eps, delta).
 
-    The guarantee: the accountant's eps of ``spent`` and the new steps together never exceeds ``eps``, and is at least
-    0.99 ``eps``. The search is bracketed by closed forms, narrowed on a coarse grid and finished by a few full
-    evaluations.
+    The guarantee: the accountant's eps of ``spent`` and the new steps together never exceeds ``eps``, and is
+    at least 0.99 ``eps``. The search is bracketed by closed forms, narrowed on a coarse grid and finished by
+    a few full evaluations.
 
     Args:
         eps: Budget, > 0, finite.
@@ -53,8 +53,8 @@ def calibrate_noise_multiplier(
         The noise multiplier.
 
     Raises:
-        PrivacyConfigError: If an argument is out of range, if ``spent`` alone exhausts the budget, or if no noise at all
-            would be needed.
+        PrivacyConfigError: If an argument is out of range, if ``spent`` alone exhausts the budget, or if no
+            noise at all would be needed.
     """
     check_eps(eps)
     check_delta(delta)
@@ -63,8 +63,8 @@ def calibrate_noise_multiplier(
     already = exact.epsilon(spent, delta)
     if already >= eps:
         raise PrivacyConfigError(
-            f"eps = {already:.4g} at delta = {delta:g} is spent already and eps = {eps:.4g} is asked for: raise eps, or "
-            "start from an untrained model with an empty ledger."
+            f"eps = {already:.4g} at delta = {delta:g} is spent already and eps = {eps:.4g} is asked for: "
+            "raise eps, or start from an untrained model with an empty ledger."
         )
 
     def entries(log_sigma: float) -> tuple[LedgerEntry, ...]:
@@ -81,14 +81,16 @@ def calibrate_noise_multiplier(
         log_sigma = _solve(lambda s: coarse.epsilon(entries(s), delta), eps, log_sigma, slope, 0.01)
     log_sigma = _solve(lambda s: exact.epsilon(entries(s), delta), eps, log_sigma, slope, _CLOSE)
     if log_sigma <= _LEAST:
-        # Only where delta exceeds the chance of being drawn at all: publishing whole samples would satisfy the formula.
+        # Only where delta exceeds the chance of being drawn at all: publishing whole samples would satisfy
+        # the formula.
         raise PrivacyConfigError(
-            f"delta = {delta:g} is so large for sample_rate = {sample_rate:g} and {steps} steps that eps = {eps:.4g} needs "
-            "no noise: use a smaller delta, 1 / (10 n) for n units is usual."
+            f"delta = {delta:g} is so large for sample_rate = {sample_rate:g} and {steps} steps that "
+            f"eps = {eps:.4g} needs no noise: use a smaller delta, 1 / (10 n) for n units is usual."
         )
     if log_sigma > _MOST:
         raise PrivacyConfigError(
-            f"no noise_multiplier up to 1e8 keeps eps = {eps:.4g} at delta = {delta:g}: raise eps or delta, or lower steps."
+            f"no noise_multiplier up to 1e8 keeps eps = {eps:.4g} at delta = {delta:g}: "
+            "raise eps or delta, or lower steps."
         )
     return math.exp(log_sigma)
 
@@ -101,13 +103,11 @@ def _slope(epsilon: Callable[[float], float], log_sigma: float) -> float:
     return min(max(math.log(here / there) / 0.02, 0.5), 8.0)
 
 
-def _solve(
-    epsilon: Callable[[float], float], target: float, start: float, slope_guess: float, close: float
-) -> float:
+def _solve(epsilon: Callable[[float], float], target: float, start: float, slope_guess: float, close: float) -> float:
     """A log sigma whose eps is at most ``target`` and, within ``close`` in log eps, no less.
 
-    ``epsilon`` falls with its argument. The result is always a point at which it was evaluated and found within the
-    target, however the search ends; infinity if there is none below the upper limit.
+    ``epsilon`` falls with its argument. The result is always a point at which it was evaluated and found
+    within the target, however the search ends; infinity if there is none below the upper limit.
     """
 
     def excess(log_sigma: float) -> float:
@@ -155,7 +155,7 @@ def affordable_steps(
     accountant: AccountantName = "pld",
     limit: int,
 ) -> int:
-    """Largest k <= ``limit`` for which ``spent`` and k steps of ``event`` stay within (eps, delta); 0 if none.
+    """Largest k <= ``limit`` for which ``spent`` and k steps of ``event`` stay within budget; 0 if none.
 
     Raises:
         PrivacyConfigError: If an argument is out of range.
@@ -178,8 +178,8 @@ def affordable_steps(
     low, high, low_value = 0, limit, 0.0
     turn = 0
     while high - low > 1:
-        # eps grows between the root of k and k itself: interpolate in log-log, reach a little past the guess so that the
-        # other end comes close as well, and halve now and then.
+        # eps grows between the root of k and k itself: interpolate in log-log, reach a little past the guess
+        # so that the other end comes close as well, and halve now and then.
         middle = (low + high) // 2
         if turn % 4 != 3 and 0.0 < low_value < high_value < math.inf:
             power = math.log(eps / low_value) / math.log(high_value / low_value)

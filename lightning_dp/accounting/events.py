@@ -12,7 +12,8 @@ __all__ = ("RELATION", "GaussianEvent", "Sampling")
 
 Sampling = Literal["poisson", "shuffle"]
 
-#: The neighbouring relation behind every eps of this package: data sets that differ by one added or removed unit.
+#: The neighbouring relation behind every eps of this package: data sets that differ by one added or removed
+#: unit.
 RELATION = "add_or_remove_one"
 
 
@@ -20,17 +21,20 @@ RELATION = "add_or_remove_one"
 class GaussianEvent:
     """One noisy sum over a random batch.
 
-    The mechanism adds Gaussian noise of standard deviation ``noise_multiplier * sensitivity`` to a sum in which one
-    unit contributes at most ``sensitivity`` (L2), each unit taking part independently with chance ``sample_rate``.
+    The mechanism adds Gaussian noise of standard deviation ``noise_multiplier * sensitivity`` to a sum in
+    which one unit contributes at most ``sensitivity`` (L2), each unit taking part independently with chance
+    ``sample_rate``.
 
     Args:
-        noise_multiplier: Noise standard deviation over L2 sensitivity; 0 means no privacy at all (eps is infinite).
+        noise_multiplier: Noise standard deviation over L2 sensitivity; 0 means no privacy at all (eps is
+            infinite).
         sample_rate: Poisson rate q in (0, 1]; 1 means that every unit takes part, hence no amplification.
-        sampling: How batches are drawn. A shuffled pass visits every unit and is accounted without amplification,
-            so ``"shuffle"`` needs ``sample_rate=1``.
+        sampling: How batches are drawn. A shuffled pass visits every unit and is accounted without
+            amplification, so ``"shuffle"`` needs ``sample_rate=1``.
 
     Raises:
-        PrivacyConfigError: If a field is not finite or out of range, or if amplification is claimed for shuffling.
+        PrivacyConfigError: If a field is not finite or out of range, or if amplification is claimed for
+            shuffling.
     """
 
     noise_multiplier: float

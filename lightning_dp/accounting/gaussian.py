@@ -1,6 +1,7 @@
 """Closed forms of the Gaussian mechanism N(0, 1) against N(mu, 1), stable over the whole range of mu.
 
-Source: Balle and Wang 2018 (arXiv 1805.06530), theorem 8; Dong, Roth and Su 2019 (arXiv 1905.02383), section 2.
+Source: Balle and Wang 2018 (arXiv 1805.06530), theorem 8; Dong, Roth and Su 2019 (arXiv 1905.02383), section
+2.
 """
 
 from __future__ import annotations
@@ -21,23 +22,25 @@ def _delta_at(t: npt.ArrayLike, mu: npt.ArrayLike) -> npt.NDArray[np.float64]:
     t_, mu_ = np.asarray(t, dtype=np.float64), np.asarray(mu, dtype=np.float64)
     upper = ndtr(-t_)
     lower = 0.5 * np.exp(-0.5 * t_ * t_) * erfcx((mu_ + t_) / math.sqrt(2.0))
-    # Relative rounding of both terms, generously (the exponent t^2 / 2 loses as many digits as it has): added, so that
-    # rounding never lowers a delta.
-    return np.clip(upper - lower + 8.0 * _ULP * (1.0 + 0.5 * t_ * t_) * upper, 0.0, 1.0)
+    # Relative rounding of both terms, generously (the exponent t^2 / 2 loses as many digits as it has):
+    # added, so that rounding never lowers a delta.
+    rounding = 8.0 * _ULP * (1.0 + 0.5 * t_ * t_) * upper
+    delta: npt.NDArray[np.float64] = np.clip(upper - lower + rounding, 0.0, 1.0)
+    return delta
 
 
-def gaussian_delta(mu: npt.ArrayLike, eps: float) -> npt.NDArray[np.float64]:
-    """Smallest delta of the Gaussian mechanism at ``eps``, elementwise in ``mu``.
+def gaussian_delta(mu: npt.ArrayLike, eps: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Smallest delta of the Gaussian mechanism at ``eps``, elementwise.
 
     delta = Phi(mu/2 - eps/mu) - exp(eps) Phi(-mu/2 - eps/mu), rounded up.
 
     Args:
         mu: Sensitivity over noise standard deviation, any shape, >= 0.
-        eps: Any eps >= 0.
+        eps: Any eps >= 0, of a shape that broadcasts with ``mu``.
     """
     mu_ = np.asarray(mu, dtype=np.float64)
     safe = np.where(mu_ > 0.0, mu_, 1.0)
-    t = np.minimum(eps / safe - 0.5 * safe, 1e150)
+    t = np.minimum(np.asarray(eps, dtype=np.float64) / safe - 0.5 * safe, 1e150)
     return np.where(mu_ > 0.0, _delta_at(t, safe), 0.0)
 
 

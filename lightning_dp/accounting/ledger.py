@@ -43,19 +43,22 @@ def merge_entries(entries: Iterable[LedgerEntry]) -> tuple[LedgerEntry, ...]:
 class PrivacyLedger:
     """What has been spent, over every run that led to this model.
 
-    The guarantee: nothing lowers an entry. The ledger is a grow-only map *segment -> event -> steps*. Each instance
-    charges only the segment it owns; :meth:`merge` takes, per segment and event, the larger count. That makes merging
-    commutative, associative, idempotent and monotone: an old checkpoint cannot erase later steps, loading it twice
-    charges nothing twice, and two runs branched off one checkpoint add up when they meet.
+    The guarantee: nothing lowers an entry. The ledger is a grow-only map *segment -> event -> steps*. Each
+    instance charges only the segment it owns; :meth:`merge` takes, per segment and event, the larger count.
+    That makes merging commutative, associative, idempotent and monotone: an old checkpoint cannot erase later
+    steps, loading it twice charges nothing twice, and two runs branched off one checkpoint add up when they
+    meet.
 
     Args:
-        segment: Name of the own segment, 32 hexadecimal digits; a fresh random one by default. Give one name to all
-            ranks of a run, whose identical charges are one expense, and never to anything else.
+        segment: Name of the own segment, 32 hexadecimal digits; a fresh random one by default. Give one name
+            to all ranks of a run, whose identical charges are one expense, and never to anything else.
     """
 
     def __init__(self, segment: str | None = None) -> None:
         if segment is not None and not _is_segment_id(segment):
-            raise PrivacyConfigError(f"segment must be 32 lower-case hexadecimal digits, got {segment!r}: leave it out.")
+            raise PrivacyConfigError(
+                f"segment must be 32 lower-case hexadecimal digits, got {segment!r}: leave it out."
+            )
         self._own = segment if segment is not None else uuid.uuid4().hex
         self._segments: dict[str, dict[GaussianEvent, int]] = {}
 
@@ -104,7 +107,8 @@ class PrivacyLedger:
                 mine[event] = max(mine.get(event, 0), steps)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PrivacyLedger:
-        # A copy lives its own life: with the same segment, the two runs' charges would hide one another in a merge.
+        # A copy lives its own life: with the same segment, the two runs' charges would hide one another in a
+        # merge.
         twin = PrivacyLedger()
         twin._segments = copy.deepcopy(self._segments, memo)
         return twin
@@ -143,13 +147,15 @@ def _parse(state: Any) -> dict[str, dict[GaussianEvent, int]]:
         for name, history in segments.items():
             if not _is_segment_id(name):
                 raise ValueError(f"segment name {name!r}")
-            parsed[name] = counts = {}
+            counts: dict[GaussianEvent, int] = {}
+            parsed[name] = counts
             for sigma, rate, sampling, steps in history:
                 event = GaussianEvent(sigma, rate, sampling)
                 counts[event] = counts.get(event, 0) + _whole(steps)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise PrivacyError(
-            f"The saved privacy ledger cannot be read ({type(error).__name__}: {error}), so what it has spent is unknown. "
-            "Restore an intact checkpoint; do not train on with an empty ledger."
+            f"The saved privacy ledger cannot be read ({type(error).__name__}: {error}), "
+            "so what it has spent is unknown. Restore an intact checkpoint; "
+            "do not train on with an empty ledger."
         ) from error
     return parsed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from lightning_dp.accounting.accountants import AccountantName, check_delta, get_accountant
 from lightning_dp.accounting.events import GaussianEvent
 from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
@@ -17,26 +19,28 @@ Counts = dict[GaussianEvent, int]
 class EpsilonMeter:
     """Upper bound on eps after every step, some ten microseconds each.
 
-    Two bounds are known at once: the Renyi bound, from one vector a step, and any exact value for a ledger that contains
-    the present one entry by entry, since composing more never lowers eps. The lesser is shown. At the planned end,
-    once primed, that is the accountant's own value.
+    Two bounds are known at once: the Renyi bound, from one vector a step, and any exact value for a ledger
+    that contains the present one entry by entry, since composing more never lowers eps. The lesser is shown.
+    At the planned end, once primed, that is the accountant's own value.
 
     Args:
         delta: The delta of the eps shown.
-        accountant: Which accountant's value to meet at the planned end. The Renyi bound is used on the way in any case.
+        accountant: Which accountant's value to meet at the planned end. The Renyi bound is used on the way in
+            any case.
         spent: What an earlier run has spent already. It is part of the plan, not added by :meth:`epsilon`.
     """
 
-    def __init__(
-        self, delta: float, accountant: AccountantName = "pld", spent: Sequence[LedgerEntry] = ()
-    ) -> None:
+    def __init__(self, delta: float, accountant: AccountantName = "pld", spent: Sequence[LedgerEntry] = ()) -> None:
         self._delta = check_delta(delta)
         self._accountant = get_accountant(accountant)
         self._spent = merge_entries(spent)
         self._known: list[tuple[float, Counts]] = []
 
     def prime(self, event: GaussianEvent, steps: int) -> None:
-        """Compute the exact value after ``steps`` more of ``event``, and at 1/8, 1/4 and 1/2 of the way; under a second."""
+        """Compute the exact value after ``steps`` more of ``event``, and at 1/8, 1/4 and 1/2 of the way.
+
+        Under a second in usual settings.
+        """
         for part in sorted({max(1, steps // k) for k in (1, 2, 4, 8)}):
             planned = merge_entries((*self._spent, LedgerEntry(event, part)))
             exact = self._accountant.epsilon(planned, self._delta)
@@ -44,17 +48,15 @@ class EpsilonMeter:
         self._known.sort(key=lambda pair: pair[0])
 
     def epsilon(self, entries: Sequence[LedgerEntry]) -> float:
-        """Upper bound on the eps of the whole ledger ``entries``; anything not planned falls back to Renyi alone."""
+        """Upper bound on the eps of the whole ledger; anything not planned falls back to Renyi alone."""
         if not entries:
             return 0.0
         counts: Counts = {}
-        rdp: Vector | None = None
+        rdp: Vector = np.zeros_like(ORDERS)
         for entry in entries:
             event = entry.event
             counts[event] = counts.get(event, 0) + entry.steps
-            step = entry.steps * rdp_step(event.noise_multiplier, event.sample_rate)
-            rdp = step if rdp is None else rdp + step
-        assert rdp is not None and rdp.shape == ORDERS.shape
+            rdp = rdp + entry.steps * rdp_step(event.noise_multiplier, event.sample_rate)
         bound = rdp_epsilon(rdp, self._delta)
         for exact, planned in self._known:
             if exact >= bound:

@@ -1,13 +1,13 @@
 """A closed-form bound through the number of steps a unit takes part in.
 
-The composed mechanism without the unit is N(0, I); with it, a mixture over the random set of steps it takes part in.
-Hockey-stick divergences are jointly convex, hence for both directions
+The composed mechanism without the unit is N(0, I); with it, a mixture over the random set of steps it takes
+part in. Hockey-stick divergences are jointly convex, hence for both directions
 
     delta(eps) <= E[ delta_gauss(sqrt(mu^2 + K / sigma^2), eps) ],    K ~ Binomial(steps, q),
 
-where mu is the index of whatever else is composed. The bound forgets only that the attacker does not see the set. That
-costs nothing where the noise is so small that the set shows anyway (very large eps, where a grid of privacy losses would
-need too many points), and little where a unit is hardly ever drawn.
+where mu is the index of whatever else is composed. The bound forgets only that the attacker does not see the
+set. That costs nothing where the noise is so small that the set shows anyway (very large eps, where a grid of
+privacy losses would need too many points), and little where a unit is hardly ever drawn.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Vector = npt.NDArray[np.float64]
 
 @lru_cache(maxsize=64)
 def _counts(q: float, steps: int) -> tuple[Vector, Vector]:
-    """Increasing participation counts ``k`` and the chances ``P(K > k)``; every count in between is rounded up."""
+    """Increasing participation counts ``k`` and ``P(K > k)``; every count in between is rounded up."""
     mean, load = steps * q, -math.log(_TAIL)
     # Bernstein's inequality: beyond this distance from the mean the chance is below _TAIL.
     width = math.sqrt(2.0 * load * mean) + load
@@ -57,8 +57,8 @@ def participation_delta(eps: float, *, sigma: float, q: float, steps: int, mu: f
     """
     counts, beyond = _counts(q, steps)
     deltas = gaussian_delta(np.sqrt(mu * mu + counts / sigma / sigma), eps)
-    # Summed by parts: only positive terms, so that tiny deltas keep their digits. Counts past the last one, whose
-    # chance is below _TAIL, give everything away.
+    # Summed by parts: only positive terms, so that tiny deltas keep their digits. Counts past the last one,
+    # whose chance is below _TAIL, give everything away.
     total = deltas[0] + np.sum(beyond[:-1] * np.maximum(np.diff(deltas), 0.0)) + beyond[-1]
     return min(1.0, float(total) * (1.0 + _ROUNDING))
 

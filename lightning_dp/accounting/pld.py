@@ -1,7 +1,8 @@
 """Privacy loss distributions of a composition, on a grid that is never too large and always pessimistic.
 
-The numerics are dp-accounting's: "Connect the Dots" discretisation (arXiv 2207.04380) and FFT composition. Whatever the
-grid, the discretised mechanism dominates the true one, so that every delta and eps below is an upper bound.
+The numerics are dp-accounting's: "Connect the Dots" discretisation (arXiv 2207.04380) and FFT composition.
+Whatever the grid, the discretised mechanism dominates the true one, so that every delta and eps below is an
+upper bound.
 """
 
 from __future__ import annotations
@@ -81,12 +82,13 @@ def compose(parts: tuple[Part, ...], coarsening: int = 0) -> Composition | None:
         return None
     interval, points = grid
     steps = sum(part[2] for part in parts)
-    # Rounding: a step's profile is off by a few ulp, times 1 / sigma where that is large; the transform adds log2(points)
-    # ulp a step. A profile too low by r is made sound by r of extra infinite loss, and infinite losses add up over steps:
-    # take that off the delta to be met.
+    # Rounding: a step's profile is off by a few ulp, times 1 / sigma where that is large; the transform adds
+    # log2(points) ulp a step. A profile too low by r is made sound by r of extra infinite loss, and infinite
+    # losses add up over steps: take that off the delta to be met.
     rounding = 4.0 * _EPS_MACHINE * (steps + 1) * (math.log2(points) + 2.0 + 1.0 / min(part[0] for part in parts))
     try:
-        # Overflow and invalid values mean that rounding swamped the grid (below): no answer rather than a wrong one.
+        # Overflow and invalid values mean that rounding swamped the grid (below): no answer rather than a
+        # wrong one.
         with np.errstate(over="raise", invalid="raise", under="ignore", divide="raise"):
             directions = [_compose_direction(parts, interval, remove) for remove in (True, False)]
     except (FloatingPointError, OverflowError, ValueError):
@@ -122,8 +124,8 @@ def _ends(sigma: float, rate: float, remove: bool) -> tuple[float, float]:
 def _interval(parts: Sequence[Part], coarsening: int) -> tuple[float, int] | None:
     """The grid's interval and the points it needs after composition.
 
-    The interval is a power of two, and given the events it only ever widens with the number of steps. A wider grid is
-    then part of a finer one and dominates it, so that eps is exactly monotone in the number of steps.
+    The interval is a power of two, and given the events it only ever widens with the number of steps. A wider
+    grid is then part of a finer one and dominates it, so that eps is exactly monotone in the number of steps.
     """
     ends = [loss_ends(sigma, rate) for sigma, rate, _ in parts]
     if not all(math.isfinite(end) for pair in ends for end in pair):
@@ -132,8 +134,9 @@ def _interval(parts: Sequence[Part], coarsening: int) -> tuple[float, int] | Non
     interval = 2.0 ** (math.floor(math.log2(wanted)) + coarsening)
     span = sum(high - low for low, high in ends)
     growth = sum(_growth(*part) for part in parts)
-    # Masses are differences of profiles (of size rate) over the interval, so rounding leaves some rate * ulp / interval of
-    # spurious mass at each of span / interval points, which dp-accounting rounds up and which steps multiply.
+    # Masses are differences of profiles (of size rate) over the interval, so rounding leaves some rate * ulp
+    # / interval of spurious mass at each of span / interval points, which dp-accounting rounds up and which
+    # steps multiply.
     finest = math.sqrt(100.0 * _EPS_MACHINE * span * sum(rate * steps for _, rate, steps in parts))
     while interval <= _MAX_INTERVAL:
         points = growth / interval
@@ -146,8 +149,8 @@ def _interval(parts: Sequence[Part], coarsening: int) -> tuple[float, int] | Non
 def _wanted(sigma: float, rate: float) -> float:
     """A sixth of the loss's standard deviation: connecting the dots then costs about 0.1 % of eps.
 
-    The variance of the likelihood ratio is rate^2 (exp(1/sigma^2) - 1). Small noise makes it meaningless: the grid then
-    follows the loss of a full step, 1 / (2 sigma^2).
+    The variance of the likelihood ratio is rate^2 (exp(1/sigma^2) - 1). Small noise makes it meaningless: the
+    grid then follows the loss of a full step, 1 / (2 sigma^2).
     """
     spread = rate * math.sqrt(math.expm1(min(700.0, sigma**-2)))
     return max(1e-12, min(spread, 0.02 * (0.5 / sigma + 1.0) / sigma) / 6.0)
@@ -156,8 +159,9 @@ def _wanted(sigma: float, rate: float) -> float:
 def _growth(sigma: float, rate: float, steps: int) -> float:
     """Estimate of the composed grid's width in units of loss.
 
-    dp-accounting keeps a Chernoff window of mass 1e-15 at the orders k / span, k = 1 ... 20. Its moments are computed
-    here by quadrature, before anything large is allocated; an estimate suffices, since no number depends on it.
+    dp-accounting keeps a Chernoff window of mass 1e-15 at the orders k / span, k = 1 ... 20. Its moments are
+    computed here by quadrature, before anything large is allocated; an estimate suffices, since no number
+    depends on it.
     """
     z = np.linspace(-9.5, 9.5, 2001)
     normal = np.exp(-0.5 * z * z)

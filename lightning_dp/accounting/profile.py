@@ -1,7 +1,7 @@
 """The exact privacy profile of one Poisson-subsampled Gaussian step, in both directions.
 
-With G(u) the Gaussian mechanism's delta at eps = u, subsampling at rate q gives (Balle, Barthe and Gaboardi 2018,
-arXiv 1807.01647, theorem 2, with u = log((e^eps - 1 + q) / q)):
+With G(u) the Gaussian mechanism's delta at eps = u, subsampling at rate q gives (Balle, Barthe and Gaboardi
+2018, arXiv 1807.01647, theorem 2, with u = log((e^eps - 1 + q) / q)):
 
     removing a unit:  delta(eps) = q G(u(eps)),                          and 1 - e^eps for eps <= log(1 - q)
     adding a unit:    delta(eps) = q e^(eps + u(-eps)) G(-u(-eps)),      and 0 for eps >= -log(1 - q)
@@ -23,7 +23,8 @@ __all__ = ("loss_ends", "profile_add", "profile_remove")
 
 Vector = npt.NDArray[np.float64]
 
-#: Noise mass cut off in one step. Independent of steps and delta, so that the grid of a step never depends on them.
+#: Noise mass cut off in one step. Independent of steps and delta, so that the grid of a step never depends on
+#: them.
 _CUT_MASS = 1e-18
 
 
@@ -35,7 +36,7 @@ def _amplified(eps: Vector, q: float) -> Vector:
 
 def _gaussian(sigma: float, u: Vector) -> Vector:
     """G(u) for u of either sign."""
-    positive = gaussian_delta(np.full_like(u, 1.0 / sigma), np.abs(u))
+    positive = gaussian_delta(1.0 / sigma, np.abs(u))
     return np.where(u >= 0.0, positive, -np.expm1(np.minimum(u, 0.0)) + np.exp(np.minimum(u, 0.0)) * positive)
 
 
@@ -64,9 +65,10 @@ def profile_add(sigma: float, q: float, eps: npt.ArrayLike) -> Vector:
 
 
 def loss_ends(sigma: float, q: float) -> tuple[float, float]:
-    """Smallest and largest privacy loss of the removal direction that are worth a grid point; adding mirrors them.
+    """Smallest and largest privacy loss of the removal direction worth a grid point; adding mirrors them.
 
-    Mass beyond is not lost: connecting the dots puts what is below on the lowest point, and what is above on infinity.
+    Mass beyond is not lost: connecting the dots puts what is below on the lowest point, and what is above on
+    infinity.
     """
     # The unit's part of the mixture has weight q, so the noise may be cut off 1 / q earlier.
     z = -float(ndtri(min(0.1, _CUT_MASS / q)))

@@ -24,9 +24,9 @@ _MAX_LOSS = 500.0
 class PRVAccountant:
     """Numerical composition by Gopi, Lee and Wutschitz 2021 (arXiv 2106.02848), as implemented in Opacus.
 
-    An *estimate* with stated error bounds: eps within 0.01 and delta within a thousandth, in the direction of removing a
-    unit; the upper ends are returned. Its grid grows with eps, so its size is estimated first and a large one refused:
-    a cross-check at moderate eps rather than a default.
+    An *estimate* with stated error bounds: eps within 0.01 and delta within a thousandth, in the direction of
+    removing a unit; the upper ends are returned. Its grid grows with eps, so its size is estimated first and
+    a large one refused: a cross-check at moderate eps rather than a default.
     """
 
     name = "prv"
@@ -35,7 +35,8 @@ class PRVAccountant:
         """See :meth:`Accountant.epsilon`.
 
         Raises:
-            PrivacyConfigError: If the grid would be too large, or delta is too small for its floating-point error.
+            PrivacyConfigError: If the grid would be too large, or delta is too small for its floating-point
+                error.
         """
         check_delta(delta)
         if not entries:
@@ -85,7 +86,8 @@ def _advice(what: str) -> str:
 def _compose(entries: Sequence[LedgerEntry], delta_error: float) -> Any:
     merged = merge_entries(entries)
     steps = [entry.steps for entry in merged]
-    # Remark 5.6 of the paper: the grid must reach the eps of the whole at delta_error / 4 and of any step alone.
+    # Remark 5.6 of the paper: the grid must reach the eps of the whole at delta_error / 4 and of any step
+    # alone.
     losses = [rdp_epsilon(rdp_of_entries(merged), delta_error / 4.0)]
     for entry in merged:
         single = rdp_of_entries([LedgerEntry(entry.event, 1)])

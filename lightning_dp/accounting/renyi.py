@@ -1,7 +1,8 @@
 """Renyi divergence of the Poisson-subsampled Gaussian, and its conversion to (eps, delta).
 
-Sources: Mironov, Talwar, Zhang 2019 (arXiv 1908.10530), section 3.3, for the moments (the removal direction is the
-larger one, their theorem 5); Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), proposition 12, for the conversion.
+Sources: Mironov, Talwar, Zhang 2019 (arXiv 1908.10530), section 3.3, for the moments (the removal direction
+is the larger one, their theorem 5); Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), proposition 12, for the
+conversion.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _QUADRATURE_ERROR = 1e-13
 
 @lru_cache(maxsize=1)
 def _binomials() -> tuple[Vector, Vector, Vector, npt.NDArray[np.int64]]:
-    """All whole orders in one flat array: alpha, k = 2 ... alpha, log C(alpha, k), and where each order starts."""
+    """All whole orders in flat arrays: alpha, k = 2 ... alpha, log C(alpha, k); and where each starts."""
     alpha = np.concatenate([np.full(a - 1, float(a)) for a in _WHOLE])
     k = np.concatenate([np.arange(2.0, a + 1.0) for a in _WHOLE])
     starts = np.cumsum([0] + [a - 1 for a in _WHOLE[:-1]])
@@ -43,8 +44,8 @@ def _binomials() -> tuple[Vector, Vector, Vector, npt.NDArray[np.int64]]:
 def _log_moments_whole(sigma: float, q: float) -> Vector:
     """log A(alpha) for the whole orders; all terms are positive, so this is exact to rounding.
 
-    The binomial weights add up to one, so A - 1 = sum_k C(alpha, k) q^k (1-q)^(alpha-k) (exp((k^2-k)/2 sigma^2) - 1):
-    the tiny moments of large noise keep their leading digits.
+    The binomial weights add up to one, so A - 1 = sum_k C(alpha, k) q^k (1-q)^(alpha-k) (exp((k^2-k)/2
+    sigma^2) - 1): the tiny moments of large noise keep their leading digits.
     """
     alpha, k, log_binomial, starts = _binomials()
     exponent = (k * k - k) / 2.0 / sigma / sigma
@@ -61,7 +62,8 @@ def _log_moments_whole(sigma: float, q: float) -> Vector:
 def _log_moments_broken(sigma: float, q: float, alphas: Vector) -> Vector:
     """log A(alpha) for fractional orders by the trapezoid rule.
 
-    The integrand is analytic in a strip of half-width pi sigma^2 and decays like a Gaussian, where the rule converges
+    The integrand is analytic in a strip of half-width pi sigma^2 and decays like a Gaussian, where the rule
+    converges
     exponentially: with these steps its error is below ``_QUADRATURE_ERROR``, which is added.
     """
     step = min(sigma / 6.0, sigma * sigma / 2.6)
@@ -89,8 +91,8 @@ def rdp_step(sigma: float, q: float) -> Vector:
         with np.errstate(over="ignore", divide="ignore", under="ignore"):
             whole = _log_moments_whole(sigma, q)
             broken = np.array(_BROKEN)
-            # log A is convex in alpha with log A(1) = 0, so the chord between whole orders bounds it from above. Small
-            # noise has a narrow strip of analyticity: there the chord is taken alone.
+            # log A is convex in alpha with log A(1) = 0, so the chord between whole orders bounds it from
+            # above. Small noise has a narrow strip of analyticity: there the chord is taken alone.
             chord = np.interp(broken, np.array((1, *_WHOLE)), np.concatenate(([0.0], whole)))
             moments = np.minimum(chord, _log_moments_broken(sigma, q, broken)) if 0.08 <= sigma <= 1e3 else chord
         rdp = np.concatenate((moments, whole)) / (ORDERS - 1.0)

@@ -22,8 +22,9 @@ __all__ = ("SensitivityIndex", "equivalent_sensitivity_index")
 class SensitivityIndex:
     """psi = sensitivity / noise standard deviation (Kaissis et al. 2021, arXiv 2109.10528).
 
-    It is signal detection theory's d' and the mu of Gaussian differential privacy. Everything below is exact for the
-    Gaussian mechanism *without* subsampling; see :func:`equivalent_sensitivity_index` for anything else.
+    It is signal detection theory's d' and the mu of Gaussian differential privacy. Everything below is exact
+    for the Gaussian mechanism *without* subsampling; see :func:`equivalent_sensitivity_index` for anything
+    else.
 
     Args:
         psi: In [0, inf]; 0 is perfect privacy, inf none.
@@ -110,8 +111,9 @@ def equivalent_sensitivity_index(
 ) -> SensitivityIndex:
     """The psi of the Gaussian mechanism with the same (eps, delta): an approximation, not a guarantee.
 
-    Subsampled mechanisms are not Gaussian. The two agree at the one ``delta``; elsewhere on the trade-off curve the
-    attacker may do better than this index says. Use :class:`~lightning_dp.accounting.TradeOffCurve` for bounds.
+    Subsampled mechanisms are not Gaussian. The two agree at the one ``delta``; elsewhere on the trade-off
+    curve the attacker may do better than this index says. Use :class:`~lightning_dp.accounting.TradeOffCurve`
+    for bounds.
     """
     eps = get_accountant(accountant).epsilon(entries, delta)
     if not entries:

@@ -61,9 +61,7 @@ class PrivacySpent:
         return " and ".join(phrases) or "nothing sampled"
 
 
-def privacy_spent(
-    entries: Sequence[LedgerEntry], delta: float, accountant: AccountantName = "pld"
-) -> PrivacySpent:
+def privacy_spent(entries: Sequence[LedgerEntry], delta: float, accountant: AccountantName = "pld") -> PrivacySpent:
     """What a ledger's entries have spent at ``delta``.
 
     Raises:
@@ -71,7 +69,9 @@ def privacy_spent(
     """
     merged = merge_entries(entries)
     events = [entry.event for entry in merged]
-    sigmas, rates, samplings = ({getattr(e, f) for e in events} for f in ("noise_multiplier", "sample_rate", "sampling"))
+    sigmas, rates, samplings = (
+        {getattr(e, f) for e in events} for f in ("noise_multiplier", "sample_rate", "sampling")
+    )
     return PrivacySpent(
         eps=get_accountant(accountant).epsilon(merged, check_delta(delta)),
         delta=delta,

@@ -32,11 +32,11 @@ _CLOSED_FORM_LINES = 65
 class TradeOffCurve:
     """Lower bound on the errors, hence upper bound on the success, of every membership attack on a ledger.
 
-    The attacker tests "the unit was not used" against "the unit was used", sees every private gradient, and knows all
-    other units (f-DP; Dong, Roth and Su 2019, arXiv 1905.02383). Without amplification the curve is the exact Gaussian
-    one. Otherwise it is the envelope of the lines that the (eps, delta) profiles of both directions allow; the worse of
-    the two roles of the hypotheses is reported at each point. Leaving lines out only favours the attacker, so the bound
-    holds whatever their number.
+    The attacker tests "the unit was not used" against "the unit was used", sees every private gradient, and
+    knows all other units (f-DP; Dong, Roth and Su 2019, arXiv 1905.02383). Without amplification the curve is
+    the exact Gaussian one. Otherwise it is the envelope of the lines that the (eps, delta) profiles of both
+    directions allow; the worse of the two roles of the hypotheses is reported at each point. Leaving lines
+    out only favours the attacker, so the bound holds whatever their number.
 
     Args:
         entries: Any ledger's entries; empty means nothing was released.
@@ -77,9 +77,10 @@ class TradeOffCurve:
         return lower
 
     def tpr(self, fpr: npt.ArrayLike) -> Array:
-        """Largest true-positive rate of any membership attack at false-positive rate ``fpr``; shape of ``fpr``.
+        """Largest true-positive rate of any membership attack at false-positive rate ``fpr``; same shape.
 
-        Also the largest chance of a reconstruction whose blind guess succeeds with chance ``fpr`` (arXiv 2307.03928).
+        Also the largest chance of a reconstruction whose blind guess succeeds with chance ``fpr`` (arXiv
+        2307.03928).
         """
         rate: Array = 1.0 - self.beta(fpr)
         return rate
@@ -94,7 +95,7 @@ class TradeOffCurve:
         return float(max(self._remove[0], self._add[0]))
 
     def points(self, count: int = 201) -> tuple[Array, Array]:
-        """``count`` pairs (alpha, beta) for plotting, dense at both ends of a logarithmic axis; two arrays (count,)."""
+        """About ``count`` pairs (alpha, beta) for plotting, dense at both ends; two arrays of one length."""
         half = np.logspace(-6.0, math.log10(0.5), max(2, (count - 1) // 2))
         alpha = np.unique(np.concatenate(([0.0], half, 1.0 - half, [1.0])))
         return alpha, self.beta(alpha)
@@ -107,7 +108,7 @@ def _envelope(alpha: Array, eps: Array, delta: Array) -> Array:
 
 
 def _dual_envelope(alpha: Array, eps: Array, delta: Array) -> Array:
-    """beta >= e^-eps (1 - delta(eps) - alpha), from the complement of the test seen in the other direction."""
+    """beta >= e^-eps (1 - delta(eps) - alpha): the complement of the test, seen in the other direction."""
     lines: Array = np.max(np.exp(-eps) * (1.0 - delta - alpha), axis=1)
     return lines
 
@@ -117,7 +118,8 @@ def _profiles(entries: Sequence[LedgerEntry]) -> tuple[Array, Array, Array]:
     accountant = PLDAccountant()
     last = min(_MAX_EPS, max(1e-3, accountant.epsilon(entries, 1e-9)))
     eps = np.linspace(0.0, last, _LINES)
-    # The closed forms hold in both directions; delta falls with eps, so a value holds for every larger eps as well.
+    # The closed forms hold in both directions; delta falls with eps, so a value holds for every larger eps as
+    # well.
     coarse = np.linspace(0.0, last, _CLOSED_FORM_LINES)
     closed = np.array([closed_form_delta(entries, float(e)) for e in coarse])
     bound = closed[np.searchsorted(coarse, eps, side="right") - 1]

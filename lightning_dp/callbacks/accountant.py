@@ -63,7 +63,8 @@ class PrivacyAccountant(Callback):
     ) -> None:
         if isinstance(trainer.strategy, PrivateStrategy):
             # batch_size=1: the number of samples drawn is private, and eps has no use for it.
-            self.log("privacy/epsilon", trainer.strategy.epsilon(), prog_bar=self.prog_bar, on_step=True, batch_size=1)
+            eps = trainer.strategy.epsilon()
+            self.log("privacy/epsilon", eps, prog_bar=self.prog_bar, on_step=True, batch_size=1)  # type: ignore[attr-defined]
             if batch_idx == 0:
                 self._logged |= _compat.names_logged_in_training(trainer)
 

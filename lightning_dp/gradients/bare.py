@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_dp.errors import PrivacyError
 
-__all__ = ("BareParameter", "Expression", "MixedCall", "Owner", "map_tensors", "tensors_in")
+__all__ = ("BareParameter", "Expression", "MixedCall", "Owner", "leaves_of", "map_tensors", "tensors_in")
 
 ROW_COUNTS = frozenset({"expand", "repeat", "broadcast_to", "tile"})  # functions that may name the number of rows
 
@@ -42,7 +42,7 @@ class Expression:
         """The parameters that the value depends on."""
         if self.source is not None:
             return {self.source}
-        return {s for leaf in _leaves((self.args, self.kwargs)) if isinstance(leaf, Expression) for s in leaf.sources()}
+        return {s for leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, Expression) for s in leaf.sources()}
 
     def evaluate(self, parameters: Mapping[str, Tensor], rows: int, rows_per_unit: int) -> Tensor:
         """The value for one unit: where the call named the batch's ``rows``, it names the unit's instead."""
@@ -56,7 +56,8 @@ class Expression:
         if getattr(self.func, "__name__", "") in ROW_COUNTS:
             args = _replace_row_count(args, rows, rows_per_unit)
         result = self.func(*args, **kwargs)
-        return result if self.item is None else result[self.item]
+        value: Tensor = result if self.item is None else result[self.item]
+        return value
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class BareParameter(torch.Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        leaves = list(_leaves((args, kwargs)))
+        leaves = list(leaves_of((args, kwargs)))
         bare = [leaf for leaf in leaves if isinstance(leaf, BareParameter)]
         if not bare:
             with torch._C.DisableTorchFunctionSubclass():
@@ -134,16 +135,16 @@ class BareParameter(torch.Tensor):
                 (args, kwargs), lambda leaf: leaf.plain() if isinstance(leaf, BareParameter) else leaf
             )
             result = func(*plain_args, **plain_kwargs)
-        if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in _leaves(result)):
+        if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves_of(result)):
             return result  # a shape, a dtype, a comparison: nothing that a gradient passes through
         if mixed:
             if not isinstance(result, Tensor):
                 raise PrivacyError(_cannot_follow(bare[0].expression, name, "it returns several tensors"))
             return bare[0].owner.on_mixed(MixedCall(func, *before), result)
         if isinstance(result, Tensor):
-            return BareParameter.wrap(result, Expression(None, func, *before), bare[0].owner)
+            return BareParameter.wrap(result, Expression(None, func, before[0], before[1]), bare[0].owner)
         parts = [
-            BareParameter.wrap(part, Expression(None, func, *before, item=i), bare[0].owner)
+            BareParameter.wrap(part, Expression(None, func, before[0], before[1], item=i), bare[0].owner)
             for i, part in enumerate(result)
         ]
         return type(result)(parts) if type(result) in (list, tuple) else tuple(parts)
@@ -151,7 +152,7 @@ class BareParameter(torch.Tensor):
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor inside nested tuples, lists and dicts."""
-    return (leaf for leaf in _leaves(value) if isinstance(leaf, Tensor))
+    return (leaf for leaf in leaves_of(value) if isinstance(leaf, Tensor))
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -159,13 +160,14 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     return _map_leaves(value, lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def leaves_of(value: Any) -> Iterator[Any]:
+    """Everything inside nested tuples, lists and dicts that is none of these."""
     if isinstance(value, Mapping):
         for item in value.values():
-            yield from _leaves(item)
+            yield from leaves_of(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _leaves(item)
+            yield from leaves_of(item)
     else:
         yield value
 

@@ -16,6 +16,7 @@ __all__ = ("CLIPPING_NAMES", "Clipping", "ClippingName")
 ClippingName = Literal["flat", "per_layer", "automatic"]
 CLIPPING_NAMES: tuple[ClippingName, ...] = ("flat", "per_layer", "automatic")
 STABILITY = 0.01  # gamma of automatic clipping
+SMALLEST = 1e-8  # below it, a norm whose squares underflowed to zero could exceed the bound
 ROUND_UP = 1.0 + 2.0**-20  # norms are rounded up: the coefficient may not exceed bound / norm by a rounding error
 
 
@@ -44,10 +45,11 @@ class Clipping:
     name: ClippingName = "flat"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.max_grad_norm, (int, float)) and 0 < self.max_grad_norm < math.inf):
+        if not (isinstance(self.max_grad_norm, (int, float)) and SMALLEST <= self.max_grad_norm < math.inf):
             raise PrivacyConfigError(
-                f"max_grad_norm={self.max_grad_norm!r} bounds nothing: it must be a positive, finite number. "
-                "1.0 is a common start; smaller values with a larger learning rate often train better."
+                f"max_grad_norm={self.max_grad_norm!r} bounds nothing: it must be a finite number of at least "
+                f"{SMALLEST:g} (float32 gradients much smaller than that have squares that vanish). 1.0 is a common "
+                "start; smaller values with a larger learning rate often train better."
             )
         if self.name not in CLIPPING_NAMES:
             raise PrivacyConfigError(f"unknown clipping {self.name!r}; choose one of {', '.join(CLIPPING_NAMES)}")

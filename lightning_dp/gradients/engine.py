@@ -16,6 +16,7 @@ from lightning_dp.gradients.clipping import Clipping
 from lightning_dp.gradients.contributions import Contribution, squared_norms
 from lightning_dp.gradients.generic import generic_rule, mixed_call_rule
 from lightning_dp.gradients.noise import NoiseSource
+from lightning_dp.gradients.precision import full_precision
 from lightning_dp.gradients.rules import find_rule
 from lightning_dp.gradients.taps import Record, Taps
 from lightning_dp.gradients.units import UnitMap
@@ -94,6 +95,7 @@ class GradientEngine:
         """Units left out because their gradient was not finite. A private number: do not publish it."""
         self._taps = Taps(module)
         self._sums: dict[nn.Parameter, Tensor] = {}
+        self._bound = 0.0
         self._folds: dict[str, int] = {}
 
     def __enter__(self) -> GradientEngine:
@@ -131,6 +133,7 @@ class GradientEngine:
                 rows cannot be assigned to units.
         """
         units = num_units if isinstance(num_units, UnitMap) else UnitMap(num_units)
+        _check_weights(weights, units)
         self._taps.records.clear()
         self._taps.recording = True
         try:
@@ -142,7 +145,7 @@ class GradientEngine:
                     "the backward pass reached no trainable layer, so the loss does not depend on the network's "
                     "parameters. Return the loss of the batch from training_step, computed with gradients enabled."
                 )
-            with torch.no_grad(), torch.autocast(self._device().type, enabled=False):
+            with torch.no_grad(), torch.autocast(self._device().type, enabled=False), full_precision():
                 self._add(self._taps.records, units, weights)
         finally:
             self._taps.recording = False
@@ -166,7 +169,9 @@ class GradientEngine:
             flat = torch.cat([self._sums[p].flatten() if p in self._sums else torch.zeros_like(p).flatten() for p in group])
             rank, world_size = shard
             start, stop = flat.numel() * rank // world_size, flat.numel() * (rank + 1) // world_size
-            self.noise.add_(flat[start:stop], self.noise_multiplier * self.clipping.sensitivity)
+            # A bound lowered since (a schedule) does not bound what was summed before.
+            sensitivity = max(self._bound, self.clipping.sensitivity)
+            self.noise.add_(flat[start:stop], self.noise_multiplier * sensitivity)
             if reduce is not None:
                 flat = reduce(flat)
             flat.div_(self.expected_batch_size)
@@ -174,16 +179,19 @@ class GradientEngine:
             for parameter in group:
                 parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
                 offset += parameter.numel()
-        self._sums.clear()
+        self.discard()
 
     def discard(self) -> None:
         """Forgets the sums accumulated since the last step, unreleased."""
         self._sums.clear()
+        self._bound = 0.0
+        self._taps.generation += 1
 
     def _device(self) -> torch.device:
         return next(iter(self.module.parameters())).device
 
     def _add(self, records: Sequence[Record], units: UnitMap, weights: Tensor | None) -> None:
+        self._bound = max(self._bound, self.clipping.sensitivity)
         uses: dict[nn.Parameter, list[Contribution]] = {}
         for record in records:
             for name, contribution in self._contributions(record, units).items():
@@ -204,9 +212,9 @@ class GradientEngine:
         everything_finite = bool(finite.all())
         if not everything_finite:
             self.dropped_units += int((~finite).sum())
-        for parameter, contributions in kept.items():
+        for parameter, summands in kept.items():
             factor = coefficients[group[parameter]]
-            for contribution in contributions:
+            for contribution in summands:
                 usable = contribution if everything_finite else contribution.keep(finite)
                 total = usable.weighted_sum(factor).to(parameter.dtype)
                 self._sums[parameter] = self._sums[parameter].add_(total) if parameter in self._sums else total
@@ -241,6 +249,12 @@ class GradientEngine:
             )
 
     def _refuse_leaks(self) -> None:
+        untapped = self._taps.untapped()
+        if untapped:
+            raise PrivacyError(
+                f"{', '.join(untapped)} joined the network after the engine was attached, so nothing clips their "
+                "gradients. Build all layers first (unfreeze them later if need be), or attach a new engine."
+            )
         leaked = sorted(self._taps.leaked)
         if leaked:
             for parameter in self.module.parameters():
@@ -267,6 +281,16 @@ class GradientEngine:
     def _accumulation_dtype(self) -> torch.dtype:
         wide = any(p.dtype == torch.float64 for p in self.module.parameters())
         return torch.float64 if wide else torch.float32
+
+
+def _check_weights(weights: Tensor | None, units: UnitMap) -> None:
+    if weights is None:
+        return
+    if weights.shape != (units.num_units,) or not bool(((weights >= 0) & (weights <= 1)).all()):
+        raise PrivacyConfigError(
+            f"weights must hold one number in [0, 1] for each of the {units.num_units} units: a larger weight would carry "
+            "a unit past its bound"
+        )
 
 
 def _same_kind(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:

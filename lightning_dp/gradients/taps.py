@@ -9,7 +9,7 @@ arrive on one came round the taps: that is a leak, and it is reported by name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_dp.errors import PrivacyError
-from lightning_dp.gradients.bare import BareParameter, Expression, MixedCall, Owner, map_tensors, tensors_in
+from lightning_dp.gradients.bare import BareParameter, Expression, MixedCall, Owner, leaves_of, map_tensors, tensors_in
 from lightning_dp.gradients.rules import find_rule
 
 __all__ = ("Record", "Taps")
@@ -59,6 +59,7 @@ class Taps:
     Attributes:
         records: filled while :attr:`recording` is true; one entry for each tapped call that a gradient reached.
         recording: set by the engine around the one backward pass whose gradient is to be privatised.
+        generation: which logical step forward passes belong to now; the engine counts.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -66,6 +67,7 @@ class Taps:
         self.records: list[Record] = []
         self.recording = False
         self.leaked: set[str] = set()
+        self.generation = 0
         self._paused = False
         self._swapped: dict[nn.Module, list[dict[str, nn.Parameter]]] = {}
         self._handles: list[RemovableHandle] = []
@@ -89,9 +91,22 @@ class Taps:
         frozen = not parameter.requires_grad
         if frozen:  # the hook can only be placed on a tensor that requires a gradient; it may be unfrozen later
             parameter.requires_grad_(True)
-        self._handles.append(parameter.register_post_accumulate_grad_hook(leaked))
+        self._handles.append(parameter.register_post_accumulate_grad_hook(leaked))  # type: ignore[no-untyped-call]
         if frozen:
             parameter.requires_grad_(False)
+
+    def untapped(self) -> list[str]:
+        """Trainable parameters that were not there when the taps were placed."""
+        known = set(self._parameters.values())
+        return [name for name, p in self.root.named_parameters() if p.requires_grad and p not in known]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Taps:
+        # The hooks of a copied (or pickled) network must not detach the copy's weights, nor carry records of private
+        # data with them: a copy is an ordinary network.
+        return _inert_taps()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _inert_taps, ()
 
     def remove(self) -> None:
         """Takes every hook off; the modules are then exactly what they were."""
@@ -144,6 +159,7 @@ class Taps:
             _put(module, name, parameter)
         if output is None or not swapped or self._is_bare(module):
             return None
+        self._refuse_output(module, output)
         tensors = [t for t in tensors_in(output) if t.is_floating_point()]
         if not tensors:
             return None
@@ -151,6 +167,16 @@ class Taps:
         tapped = self._tap(Record(self._label(module), module, dict(swapped), inputs, (), ()), tensors)
         replaced = dict(zip(map(id, tensors), tapped, strict=True))
         return map_tensors(output, lambda t: replaced.get(id(t), t))
+
+    def _refuse_output(self, module: nn.Module, output: Any) -> None:
+        """What cannot be tapped would train nothing, silently: the layer's weights are detached."""
+        for leaf in leaves_of(output):
+            if is_dataclass(leaf) or (isinstance(leaf, Tensor) and leaf.is_complex()):
+                kind = "a complex tensor" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
+                raise PrivacyError(
+                    f"{self._label(module)} returns {kind}, whose gradient cannot be recorded, so its parameters would "
+                    "get none. Return real tensors in tuples, lists or dicts (torch.view_as_real), or freeze it."
+                )
 
     def _label(self, module: nn.Module) -> str:
         return f"{self._names[module] or 'the root module'} ({type(module).__name__})"
@@ -175,13 +201,19 @@ class Taps:
     def _tap(self, record: Record, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         # The anchor gives the tap a gradient even where the network's input needs none (the first layer).
         anchor = torch.zeros((), device=outputs[0].device, requires_grad=True)
-        return _Tap.apply(self, record, anchor, *outputs)  # type: ignore[no-any-return, no-untyped-call]
+        return _Tap.apply(self, record, anchor, *outputs)  # type: ignore[no-any-return]
 
 
 def _put(module: nn.Module, name: str, value: Tensor) -> None:
     """Places a tensor where a parameter of that (dotted) name stands, without registering it as one."""
     path, _, leaf = name.rpartition(".")
     module.get_submodule(path)._parameters[leaf] = value  # type: ignore[assignment]
+
+
+def _inert_taps() -> Taps:
+    taps = Taps(nn.Module())
+    taps._paused = True
+    return taps
 
 
 class _Paused:
@@ -206,6 +238,7 @@ class _Tap(torch.autograd.Function):
         # notices an input that is changed in place after use (x += f(x)); the counter does.
         ctx.kept = list(tensors_in(record.inputs))
         ctx.versions = [t._version for t in ctx.kept]
+        ctx.generation, ctx.used = taps.generation, False
         if record.mixed is not None or find_rule(record.module) is None:
             # The generic rule compares with the output: a copy, since the network may change it in place.
             record.outputs = tuple(t.detach().clone() for t in outputs)
@@ -214,12 +247,21 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         taps, record = ctx.taps, ctx.record
+        if torch.is_grad_enabled() and not taps._paused:
+            # Also outside the recorded pass (torch.autograd.grad in the loss): the weights are detached, so the second
+            # derivative would lack its terms.
+            raise PrivacyError(
+                f"{record.name}: a backward pass with create_graph=True cannot be privatised; the second "
+                "derivative mixes the units. Gradient penalties are not supported."
+            )
         if taps.recording:
-            if torch.is_grad_enabled():
+            if ctx.used or ctx.generation != taps.generation:
                 raise PrivacyError(
-                    f"{record.name}: a backward pass with create_graph=True cannot be privatised; the second "
-                    "derivative mixes the units. Gradient penalties are not supported."
+                    f"the loss reaches back to an earlier pass through {record.name}: those rows belong to another "
+                    "draw of units, and would be clipped as if they were this one's. Detach what is carried from step "
+                    "to step (hidden states, memories), and compute the loss afresh in every step."
                 )
+            ctx.used = True
             if any(t._version != version for t, version in zip(ctx.kept, ctx.versions, strict=True)):
                 raise PrivacyError(
                     f"the input of {record.name} was changed in place after the layer had used it, so its "

@@ -59,13 +59,21 @@ class UnitMap:
             )
         return num_rows // base
 
-    def by_unit(self, tensor: Tensor, where: str = "a layer") -> Tensor:
-        """Regroups ``(R, ...)`` to ``(U, K, ...)``: K rows for each unit, absent rows filled with zeros."""
+    def by_unit(self, tensor: Tensor, where: str = "a layer", repeat: bool = False) -> Tensor:
+        """Regroups ``(R, ...)`` to ``(U, K, ...)``: K rows for each unit.
+
+        Absent rows are filled with zeros; or, with ``repeat``, with the unit's own first row, for tensors that a function
+        is applied to again: how much is filled up depends on the other units, and zeros may be outside its domain.
+        """
         fold = self.fold(tensor.shape[0], where)
         if self.rows is None:
             return tensor.reshape(self.num_units, fold, *tensor.shape[1:])
         unit, slot, most = self._slots(fold, tensor.device)
         grouped = tensor.new_zeros((self.num_units, most, *tensor.shape[1:]))
+        if repeat and most > 0:
+            first = torch.zeros(self.num_units, dtype=torch.int64, device=tensor.device)
+            first[unit[slot == 0]] = torch.nonzero(slot == 0).flatten()
+            grouped[:] = tensor[first].unsqueeze(1)
         grouped[unit, slot] = tensor
         return grouped
 

@@ -24,11 +24,12 @@ __all__ = ("AccountedSampler", "Budget")
 class AccountedSampler(Protocol):
     """What the budget needs to know of a sampler: how many units there are and what its steps cost."""
 
-    dataset_size: int
+    @property
+    def dataset_size(self) -> int: ...
 
     def charges(self, step: int, previous: int | None) -> bool: ...
 
-    def compositions(self, steps: int) -> int: ...
+    def compositions(self, steps: int, start: int = 0) -> int: ...
 
     def event(self, noise_multiplier: float) -> GaussianEvent: ...
 
@@ -63,6 +64,7 @@ class Budget:
         self._affordable = 0
         self._previous: int | None = None
         self._meter: EpsilonMeter | None = None
+        self._incomplete = False
 
     @property
     def delta(self) -> float:
@@ -84,14 +86,15 @@ class Budget:
         assert self._event is not None, "Budget.settle has not run"
         return self._event
 
-    def settle(self, sampler: AccountedSampler, steps: float) -> None:
-        """Fixes delta and the noise for ``steps`` planned steps of ``sampler``, and how many of them are affordable.
+    def settle(self, sampler: AccountedSampler, steps: float, start: int = 0) -> None:
+        """Fixes delta and the noise for ``steps`` planned steps of ``sampler`` from ``start`` on, and how many of them are affordable.
 
         Noise that was calibrated before (an earlier ``fit``, a checkpoint) stays as it is; the budget then ends the run.
 
         Raises:
             PrivacyConfigError: if delta >= 1/n, or ``steps`` is unbounded while the noise is to be calibrated.
         """
+        self._check_complete()
         n = sampler.dataset_size
         if self._delta is None:
             self._delta = 1 / (10 * n)
@@ -100,7 +103,7 @@ class Budget:
                 f"delta={self._delta:g} is not below 1/n = {1 / n:g}: a mechanism that publishes one person's record "
                 f"outright would satisfy it. Use delta=None for 1/(10 n) = {1 / (10 * n):g}, or less."
             )
-        planned = sampler.compositions(int(steps)) if math.isfinite(steps) else 0
+        planned = sampler.compositions(int(steps), start) if math.isfinite(steps) else 0
         spent = self.ledger.entries
         if self._noise_multiplier is None:
             assert self.eps is not None
@@ -120,6 +123,8 @@ class Budget:
                 spent=spent,
             )
             self._affordable = max(1, planned)
+        # What another sampler object drew last says nothing about a pass of this one.
+        self._previous = self._previous if sampler is self._sampler else None
         self._sampler, self._event = sampler, sampler.event(self._noise_multiplier)
         if self.eps is not None and spent:
             self._affordable = self._count_affordable(planned)
@@ -151,8 +156,13 @@ class Budget:
         return self._meter.epsilon(self.ledger.entries)
 
     def spent(self) -> PrivacySpent:
-        """Everything spent so far, by the chosen accountant."""
+        """Everything spent so far, by the chosen accountant. Raises PrivacyError if that is not known."""
+        self._check_complete()
         return privacy_spent(self.ledger.entries, self.delta, self.accountant)
+
+    def ledger_is_incomplete(self) -> None:
+        """Remembers that processes ended without reporting what they had spent: no eps is quoted from here on."""
+        self._incomplete = True
 
     def state_dict(self) -> dict[str, Any]:
         """Plain python values only: checkpoints are loaded by an unpickler that admits nothing else."""
@@ -172,6 +182,13 @@ class Budget:
         if self._delta is None:
             self._delta = state["delta"]
         self._meter = None
+
+    def _check_complete(self) -> None:
+        if self._incomplete:
+            raise PrivacyError(
+                "worker processes ended without reporting what they had spent, so this process cannot tell eps. Start a new "
+                "process and resume from the last checkpoint, which carries its own ledger."
+            )
 
     def _costs(self, step: int) -> bool:
         assert self._sampler is not None, "Budget.settle has not run"

@@ -13,6 +13,7 @@ from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -139,6 +140,7 @@ class DPStrategy(ProcessStrategy):
         self._engine: GradientEngine | None = None
         self._step: LogicalStep | None = None
         self._chunk = 0
+        self._chunks_done = 0
         self._settled = False
         self._settled_at = 0
 
@@ -217,7 +219,7 @@ class DPStrategy(ProcessStrategy):
     def process_dataloader(self, dataloader: object) -> object:
         if not self._trainer.training:
             return dataloader
-        if self._loader is not None and not self._trainer.reload_dataloaders_every_n_epochs:
+        if self._loader is not None and not self._trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
             raise PrivacyConfigError(
                 "several training loaders: which samples make a step, and at what rate, must be one fact. Join the data "
                 "sets with torch.utils.data.ConcatDataset and return one DataLoader."
@@ -267,10 +269,36 @@ class DPStrategy(ProcessStrategy):
             self._stop()
 
     @override
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        moved = super().batch_to_device(batch, device, dataloader_idx)
+        if moved is None and self._trainer.training:
+            # Lightning would skip the step, and every later batch would be paired with the draw before its own.
+            raise PrivacyError(
+                "collate_fn or a batch-transfer hook turned a training batch into None, which skips the step because of "
+                "what its samples are. Always return a batch; give unusable samples a loss of zero instead."
+            )
+        return moved
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self._step is not None and self._chunks_done:
+            raise PrivacyError(
+                "the last batch's gradient was accumulated but no optimizer step followed (an optimizer_step that only "
+                "calls the closure): a sample could count once for each batch it is in. Step on every batch, and use "
+                "DPStrategy(physical_batch_size=...) for memory."
+            )
+        assert self._loader is not None
+        # One draw for one batch, also where the module then skips it: a draw is never kept for another batch.
+        self._step, self._chunk, self._chunks_done = self._loader.take(), 0, 0
+        self._position = self._step.step + 1
+
+    @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if self._step is None:
-            assert self._loader is not None
-            self._step, self._chunk = self._loader.take(), 0
+            raise PrivacyError(
+                "the closure was evaluated after its gradient had been released (an optimizer that calls it several times "
+                "in one step, as LBFGS or SAM does): only the first evaluation is accounted. Use a first-order optimizer."
+            )
         output = super().training_step(*args, **kwargs)
         if output is None or (isinstance(output, dict) and output.get("loss") is None):
             raise PrivacyError(
@@ -283,6 +311,12 @@ class DPStrategy(ProcessStrategy):
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         if self._engine is None or self._step is None:
             raise PrivacyError("backward was called outside the private training step; its gradient is not accounted")
+        if self._chunks_done != self._chunk:
+            raise PrivacyError(
+                "the closure was evaluated twice on one batch, so each sample would count twice, clipped once. Call either "
+                "optimizer.step(closure=closure), or closure() and then optimizer.step(), in optimizer_step."
+            )
+        self._chunks_done += 1
         size, real = self._step.sizes[self._chunk], self._step.real[self._chunk]
         # A stand-in keeps user code, logs and collectives in step on an empty draw; it must weigh exactly nothing.
         weights = None if real else torch.zeros(size)
@@ -293,9 +327,12 @@ class DPStrategy(ProcessStrategy):
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any | None = None, **kwargs: Any
     ) -> Any:
-        if self._engine is None:
-            raise PrivacyError("an optimizer step was requested outside fit; nothing would privatise its gradient")
-        self._budget.charge(self._position)
+        if self._engine is None or self._step is None:
+            raise PrivacyError(
+                "an optimizer step was requested outside the private training step (a second step on one batch, or a step "
+                "outside fit); nothing would privatise its gradient"
+            )
+        self._budget.charge(self._step.step)
 
         def private_closure() -> Any:
             loss = closure()
@@ -303,7 +340,6 @@ class DPStrategy(ProcessStrategy):
             return loss
 
         output = super().optimizer_step(optimizer, private_closure, model, **kwargs)
-        self._position += 1
         at_planned_end = self._trainer.global_step + 1 >= self._trainer.estimated_stepping_batches
         if not at_planned_end and not self._budget.may_step(self._position):
             self._stop()
@@ -340,6 +376,7 @@ class DPStrategy(ProcessStrategy):
 
     # --- state --------------------------------------------------------------------------------------------------------
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """Ledger, settings and position, as plain python values.
 
@@ -348,12 +385,18 @@ class DPStrategy(ProcessStrategy):
         """
         return {"version": 1, "position": self._position, "budget": self._budget.state_dict()}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Adds the checkpoint's spending to the ledger; nothing that was spent is ever taken back."""
         self._budget.load_state_dict(state["budget"])
         # Never back: a draw of this process's key that was used once must not feed a second gradient.
         self._position = max(self._position, int(state["position"]))
         self._settled = False
+
+    @override
+    def workers_failed(self) -> None:
+        """Closes the ledger: processes that died may have spent, and released, what this one cannot know."""
+        self._budget.ledger_is_incomplete()
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -392,7 +435,7 @@ class DPStrategy(ProcessStrategy):
         if self._sampler is None:
             return
         planned = self._trainer.estimated_stepping_batches - self._trainer.global_step
-        self._budget.settle(self._sampler, max(0, planned))
+        self._budget.settle(self._sampler, max(0, planned), self._position)
         self._settled, self._settled_at = True, self._trainer.global_step
 
     def _finish_step(self, optimizer: Optimizer) -> None:
@@ -403,7 +446,8 @@ class DPStrategy(ProcessStrategy):
         for self._chunk, batch in enumerate(self._step.rest, start=1):
             batch = self._transfer(batch)
             _compat.set_logged_batch(self._trainer, batch)
-            output = _compat.call_strategy_hook(self._trainer, "training_step", batch, self._trainer.fit_loop.batch_idx)
+            arguments = _step_arguments(self._module, batch, self._trainer.fit_loop.batch_idx)
+            output = _compat.call_strategy_hook(self._trainer, "training_step", *arguments)
             loss = output["loss"] if isinstance(output, dict) else output
             self.backward(loss, optimizer)
         self._step = None
@@ -415,7 +459,7 @@ class DPStrategy(ProcessStrategy):
 
     def _run_user_step(self, module: LightningModule, batch: Any) -> Any:
         with self.precision_plugin.train_step_context():
-            return module.training_step(batch, 0)
+            return module.training_step(*_step_arguments(module, batch, 0))
 
     def _stop(self) -> None:
         """Ends training after the last step that the budget covers, also where min_epochs or min_steps ask for more."""
@@ -452,6 +496,12 @@ class DPStrategy(ProcessStrategy):
         if self._engine is not None:
             self._engine.close()
         self._engine, self._step = None, None
+
+
+def _step_arguments(module: LightningModule, batch: Any, batch_idx: int) -> tuple[Any, ...]:
+    """What Lightning passes to ``training_step``, which may do without ``batch_idx``."""
+    wants_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+    return (batch, batch_idx) if wants_index else (batch,)
 
 
 def _same_rate(a: LogicalSampler, b: LogicalSampler) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -51,8 +52,20 @@ class ProcessStrategy(ParallelStrategy):
         )
         self._num_nodes = 1
         self._backend = process_group_backend
-        self._timeout = timeout or _compat.default_process_group_timeout
+        self._timeout = timeout or timedelta(minutes=30)  # torch's own default
         self._start_method: StartMethod = start_method
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What the strategy has spent, as plain python values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Adds what another process, or a checkpoint, has spent."""
+
+    @abstractmethod
+    def workers_failed(self) -> None:
+        """Told when workers ended without reporting what they had spent."""
 
     @property
     def num_nodes(self) -> int:
@@ -90,7 +103,7 @@ class ProcessStrategy(ParallelStrategy):
         if self.cluster_environment is not None:
             self.cluster_environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
             self.cluster_environment.set_world_size(self.num_nodes * self.num_processes)
-        rank_zero_only.rank = self.global_rank
+        rank_zero_only.rank = self.global_rank  # type: ignore[attr-defined]
 
     @override
     def _configure_launcher(self) -> None:
@@ -102,7 +115,7 @@ class ProcessStrategy(ParallelStrategy):
                 self.cluster_environment, self.num_processes, self.num_nodes
             )
         else:
-            self._launcher = _compat.MultiProcessingLauncher(self, start_method=self._start_method)
+            self._launcher = _compat.ReportingLauncher(self, start_method=self._start_method)
 
     @override
     def setup_environment(self) -> None:

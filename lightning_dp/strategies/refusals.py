@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -146,7 +147,7 @@ def sync_batchnorm(s: Subject) -> str | None:
 
 @_row("trainer")
 def overfit_batches(s: Subject) -> str | None:
-    if s.trainer.overfit_batches:
+    if s.trainer.overfit_batches:  # type: ignore[attr-defined]
         return (
             "Trainer(overfit_batches=...) repeats the same batches, which no amplification by sampling covers. Train "
             "without it, or debug with an ordinary strategy on public data."
@@ -222,6 +223,16 @@ def manual_optimization(s: Subject) -> str | None:
 
 
 @_row("module")
+def dataloader_iterator(s: Subject) -> str | None:
+    if is_param_in_hook_signature(s.module.training_step, "dataloader_iter", explicit=True):
+        return (
+            "training_step(dataloader_iter) fetches batches by itself, any number for one step, so which samples a step "
+            "used is unknown. Take the batch as the argument: training_step(self, batch, batch_idx)."
+        )
+    return None
+
+
+@_row("module")
 def no_trainable_parameters(s: Subject) -> str | None:
     if not any(p.requires_grad for p in s.module.parameters()):
         return "the module has no trainable parameters, so there is nothing to train. Unfreeze some, or use validate."
@@ -230,7 +241,7 @@ def no_trainable_parameters(s: Subject) -> str | None:
 
 @_row("module")
 def lazy_parameters(s: Subject) -> str | None:
-    lazy = [name for name, m in s.module.named_modules() if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]  # type: ignore[no-untyped-call]
+    lazy = [name for name, m in s.module.named_modules() if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]  # type: ignore[misc]
     if lazy:
         return (
             f"{_listed(lazy)} is not initialised yet: its shape would be read from the first private batch. Run one "
@@ -378,7 +389,11 @@ def multihead_attention(s: Subject) -> str | None:
 
 @_row("module")
 def compiled_modules(s: Subject) -> str | None:
-    found = [name or "the module" for name, m in s.module.named_modules() if type(m).__name__ == "OptimizedModule"]
+    found = [
+        name or "the module"
+        for name, m in s.module.named_modules()
+        if type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None  # the latter: module.compile()
+    ]
     if getattr(s.module, "_compiler_ctx", None) is not None:
         found.append("the module")
     if found:
@@ -406,9 +421,11 @@ def wrapped_modules(s: Subject) -> str | None:
 
 @_row("optimizers")
 def several_optimizers(s: Subject) -> str | None:
-    if len(s.optimizers) != 1:
+    # Lightning puts a stand-in where configure_optimizers returned None.
+    number = sum(type(o).__name__ != "_MockOptimizer" for o in s.optimizers)
+    if number != 1:
         return (
-            f"configure_optimizers returned {len(s.optimizers)} optimizers; a private step accounts for exactly one. Use "
+            f"configure_optimizers returned {number} optimizers; a private step accounts for exactly one. Use "
             "one optimizer with several parameter groups."
         )
     return None
@@ -435,3 +452,15 @@ def foreign_parameters(s: Subject) -> str | None:
         )
     return None
 
+
+@_row("optimizers")
+def scheduler_monitors(s: Subject) -> str | None:
+    monitors = [c.monitor for c in s.trainer.lr_scheduler_configs if c.reduce_on_plateau]
+    watched = [m for m in monitors if isinstance(m, str) and _names_training(m)]
+    if watched:
+        return (
+            f"a learning-rate scheduler monitors {_listed(watched)}, a number computed from training data without noise, "
+            "and the learning rate shows what it was. Monitor a metric of held-out data (val_...), or use a scheduler that "
+            "follows the step count."
+        )
+    return None

@@ -3,21 +3,21 @@
 The table of refusals knows class names; these checks know behaviour. (a) A unit's gradient must not change when the
 other units of the batch change: this catches batch normalisation in disguise, contrastive losses and means over valid
 tokens. (b) A training step must not write private data into buffers. (c) The engine's gradients must match plain
-PyTorch's. They run on a deep copy with logging muted, on the first few samples, and release nothing.
+PyTorch's. They run on a deep copy with logging muted, on a few samples, and release nothing.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_dp.errors import PrivacyError
+from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients import Clipping, GradientEngine, LossReduction
 
 __all__ = ("check_module",)
@@ -50,10 +50,13 @@ def check_module(
     Raises:
         PrivacyError: naming the module or the layer, and the fix.
     """
-    samples = [dataset[i] for i in range(min(5, len(dataset)))]
     twin = _muted_copy(module)
-    check = _Checks(twin, samples, collate, run_step, transfer, loss_reduction)
-    with _preserved_rng(module.device):
+    # Loading, collating and transforming samples draws random numbers too: the user's streams go on as if no check had run.
+    with isolate_rng(include_cuda=module.device.type == "cuda"):
+        # Spread over the data set: in one that is sorted by class, the first samples are too alike to show a coupling.
+        n = len(dataset)
+        samples = [dataset[i] for i in sorted({i * (n - 1) // 4 for i in range(5)})]
+        check = _Checks(twin, samples, collate, run_step, transfer, loss_reduction)
         check.buffers_are_not_written()
         check.engine_matches_plain_backward()
         if len(samples) >= 3:
@@ -72,9 +75,7 @@ class _Checks:
     ) -> None:
         self.module, self.samples, self.collate = module, samples, collate
         self.run_step, self.transfer, self.loss_reduction = run_step, transfer, loss_reduction
-        low = any(
-            torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")
-        )
+        low = module.trainer.precision == "bf16-mixed"
         self.tolerance = LOW_PRECISION_TOLERANCE if low else TOLERANCE
 
     def buffers_are_not_written(self) -> None:
@@ -120,6 +121,7 @@ class _Checks:
                 "ranking loss, a mean over valid tokens, class weights taken from the batch. Make the loss a mean over "
                 "samples of terms that depend on one sample each.",
             )
+        modes = {child: child.training for child in self.module.modules()}
         self.module.eval()  # dropout off: batches of different size draw different masks
         try:
             if self._is_random():
@@ -127,7 +129,8 @@ class _Checks:
             alone = self.private_gradient([0], [1.0])
             beside = self.private_gradient([0, 1, 2], [1.0, 0.0, 0.0])
         finally:
-            self.module.train()
+            for child, training in modes.items():
+                child.training = training
         if _error(beside, alone) <= self.tolerance:
             return
         if _error(beside, alone * 3) <= self.tolerance or _error(beside, alone / 3) <= self.tolerance:
@@ -207,20 +210,18 @@ def _error(one: Tensor, other: Tensor) -> float:
 
 def _muted_copy(module: LightningModule) -> LightningModule:
     """A deep copy that keeps its trainer but logs nothing: what a check computes must not leave it."""
-    twin = copy.deepcopy(module)
+    try:
+        twin = copy.deepcopy(module)
+    except Exception as error:
+        raise PrivacyConfigError(
+            f"the self-check works on a deep copy of the module, which cannot be made ({type(error).__name__}: {error}). Keep "
+            "locks, files and connections out of the module's attributes, or use DPStrategy(self_check=False) once the same "
+            "network has passed the check."
+        ) from error
     twin.__dict__["log"] = twin.__dict__["log_dict"] = _silence
     twin.trainer = module.trainer
-    twin.train(module.training)
     return twin
 
 
 def _silence(*_: Any, **__: Any) -> None:
     return None
-
-
-@contextmanager
-def _preserved_rng(device: torch.device) -> Iterator[None]:
-    """The user's random streams go on as if no check had run."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from lightning_dp import DPStrategy, PrivacyAccountant
 from lightning_dp.data import DigitsDataModule
-from lightning_dp.models import MLP
+from lightning_dp.models import TanhMLP
 from lightning_dp.tasks import ClassificationTask
 
 EPOCHS = 30
@@ -25,7 +25,7 @@ def main(epochs: int = EPOCHS) -> tuple[float, DPStrategy]:
     quiet()
     seed_everything(0)  # weights and the data split; the privacy noise has no seed to set
     data = DigitsDataModule(batch_size=256)
-    model = ClassificationTask(MLP([64, 64, 10]), lr=2.0, momentum=0.9)
+    model = ClassificationTask(TanhMLP([64, 64, 10]), lr=2.0, momentum=0.9)
 
     strategy = DPStrategy(eps=3, max_grad_norm=0.1)
     trainer = Trainer(

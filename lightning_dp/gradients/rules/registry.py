@@ -43,7 +43,15 @@ def find_rule(module: nn.Module) -> LayerRule | None:
     for base in type(module).__mro__:
         rule = _RULES.get(base)
         if rule is not None:
-            plain = type(module).forward is base.forward
+            own = type(module).forward is base.forward  # type: ignore[attr-defined]
+            # A forward patched onto the instance; or a method that a convolution's forward delegates to, which
+            # subclasses override (weight standardisation).
+            delegate = _function(type(module), "_conv_forward") is _function(base, "_conv_forward")
+            plain = own and delegate and "forward" not in vars(module)
             in_place = all(name in module._parameters for name in ("weight", "bias") if hasattr(module, name))
             return rule if plain and in_place else None
     return None
+
+
+def _function(kind: type, name: str) -> object:
+    return getattr(kind, name, None)

@@ -1,0 +1,9 @@
+"""Data modules that recipes use: real data where it can be had, and a card that says what it is."""
+
+from __future__ import annotations
+
+from lightning_dp.data.card import DataCard
+from lightning_dp.data.digits import DigitsDataModule
+from lightning_dp.data.fashion_mnist import FashionMNISTDataModule
+
+__all__ = ("DataCard", "DigitsDataModule", "FashionMNISTDataModule")

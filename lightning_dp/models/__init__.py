@@ -1,0 +1,9 @@
+"""Networks that train well privately, and fixed feature extractors that cost no privacy. No Lightning here."""
+
+from __future__ import annotations
+
+from lightning_dp.models.mlp import TanhMLP
+from lightning_dp.models.scattering import ScatteringTransform
+from lightning_dp.models.small import TemperedSigmoid
+
+__all__ = ("ScatteringTransform", "TanhMLP", "TemperedSigmoid")

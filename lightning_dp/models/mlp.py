@@ -1,0 +1,42 @@
+"""A multilayer perceptron that a YAML file can describe in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from lightning_dp.errors import PrivacyConfigError
+
+__all__ = ("TanhMLP",)
+
+
+class TanhMLP(nn.Module):
+    """Linear layers with hyperbolic tangents between them, on flattened inputs.
+
+    Bounded activations keep per-sample gradient norms from growing in training, so clipping distorts less
+    (Papernot et al. 2021, arXiv 2007.14191).
+
+    Args:
+        widths: sizes of input, hidden layers and output, at least two.
+
+    Shape:
+        ``(N, ...)`` with ``widths[0]`` elements a sample -> ``(N, widths[-1])``.
+
+    Raises:
+        PrivacyConfigError: for fewer than two widths.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        if len(widths) < 2:
+            raise PrivacyConfigError(f"TanhMLP needs the sizes of its input and its output at least, got {list(widths)}")
+        layers: list[nn.Module] = [nn.Flatten()]
+        for size_in, size_out in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(size_in, size_out), nn.Tanh()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.layers(x)
+        return logits

@@ -1,0 +1,102 @@
+"""A LightningModule for classification, used by the recipes; an ordinary one, with nothing private about it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_dp.errors import PrivacyConfigError
+
+__all__ = ("ClassificationTask",)
+
+
+class ClassificationTask(LightningModule):
+    """Cross-entropy training of a network on batches ``(inputs, labels)``, with accuracy on validation and test data.
+
+    Training loss and training accuracy are **not** logged. They are functions of the private records that no noise protects;
+    a log file, a progress bar or a sweep that shows them is a release outside the accounted eps. Validation and
+    test numbers protect nobody either: publish them only for data that may be public.
+
+    Args:
+        network: Maps ``(N, ...)`` inputs to ``(N, num_classes)`` logits.
+        lr: Learning rate (peak, if scheduled).
+        momentum: Momentum of SGD, or beta1 of Adam.
+        optimizer: ``"sgd"`` or ``"adam"``; both see only the private gradient.
+        lr_schedule: ``"constant"``, or ``"cosine"`` from ``lr`` to 0 over the planned steps.
+        num_classes: Number of classes.
+
+    Logs:
+        ``val/accuracy``, ``val/loss``, ``test/accuracy``, ``test/loss``: once an epoch, over all samples (micro average).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        lr: float = 1.0,
+        momentum: float = 0.9,
+        optimizer: Literal["sgd", "adam"] = "sgd",
+        lr_schedule: Literal["constant", "cosine"] = "constant",
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        if optimizer not in ("sgd", "adam"):
+            raise PrivacyConfigError(f"optimizer={optimizer!r} is unknown; choose 'sgd' or 'adam'.")
+        if lr_schedule not in ("constant", "cosine"):
+            raise PrivacyConfigError(f"lr_schedule={lr_schedule!r} is unknown; choose 'constant' or 'cosine'.")
+        self.save_hyperparameters(ignore=["network"])
+        self.network = network
+        self.lr, self.momentum = lr, momentum
+        self.optimizer_name, self.lr_schedule = optimizer, lr_schedule
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits of the inputs."""
+        logits: Tensor = self.network(inputs)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Mean cross-entropy of the batch; logs nothing, see the class."""
+        inputs, labels = batch
+        return F.cross_entropy(self(inputs), labels)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Update and log accuracy and loss on validation data."""
+        self._evaluate(batch, "val", self.val_accuracy)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Update and log accuracy and loss on test data."""
+        self._evaluate(batch, "test", self.test_accuracy)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Class probabilities of the inputs, whether or not labels come with them."""
+        inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        return self(inputs).softmax(-1)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, accuracy: MulticlassAccuracy) -> None:
+        inputs, labels = batch
+        logits = self(inputs)
+        accuracy(logits, labels)
+        self.log(f"{part}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        self.log(
+            f"{part}/loss", F.cross_entropy(logits, labels), on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True
+        )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer, with a schedule stepped after every logical step if one was asked for."""
+        optimizer: torch.optim.Optimizer
+        if self.optimizer_name == "sgd":
+            optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum)
+        else:
+            optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, betas=(self.momentum, 0.999))
+        if self.lr_schedule == "constant":
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
