@@ -11,9 +11,12 @@ Importing this module needs the core install only; running the command needs the
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
 # The argument parser resolves a short class name among the classes that have been imported.
@@ -23,7 +26,21 @@ import lightning_dp.models
 import lightning_dp.strategies
 import lightning_dp.tasks
 
-__all__ = ("PrivateCLI", "main")
+__all__ = ("PrivateCLI", "command_line", "main")
+
+
+class SaveConfigBesideLogs(SaveConfigCallback):
+    """Saves the run's configuration in the logger's folder, or in ``default_root_dir`` if that was set.
+
+    With neither, Lightning would write ``config.yaml`` into the current folder, perhaps over the very file that the run was
+    given; here nothing is written.
+    """
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save, if there is a place of its own to save to."""
+        if trainer.logger is not None or Path(trainer.default_root_dir).resolve() != Path.cwd():
+            super().setup(trainer, pl_module, stage)
 
 
 class PrivateCLI(LightningCLI):
@@ -63,15 +80,27 @@ def main(args: list[str] | None = None) -> None:
             "lightning-dp: the command line needs a parser that the core install leaves out. "
             "Install it with: pip install 'lightning-dp[cli]'"
         )
-    PrivateCLI(
+    command_line(args)
+
+
+def command_line(args: list[str] | None = None, run: bool = True) -> PrivateCLI:
+    """Parse the arguments and build trainer, model and data; with ``run``, execute the subcommand too.
+
+    Args:
+        args: The words after `lightning-dp`. None reads them from the command line.
+        run: Whether a subcommand is expected and executed. If not, the objects wait in the returned `PrivateCLI`.
+    """
+    return PrivateCLI(
         subclass_mode_model=True,
         subclass_mode_data=True,
         # Initial weights and data splits repeat from run to run; privacy noise has no seed to reach.
         seed_everything_default=0,
         # A second run into the same folder replaces its copy of the configuration instead of failing.
+        save_config_callback=SaveConfigBesideLogs,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"version": lightning_dp.__version__},
+        parser_kwargs={"version": version("lightning-dp")},
         args=args,
+        run=run,
     )
 
 

@@ -99,3 +99,11 @@ def test_help_of_every_strategy_can_be_built(name: str, capsys: pytest.CaptureFi
         main(["fit", f"--trainer.strategy.help={name}"])
     assert stop.value.code == 0
     assert "--trainer.strategy" in capsys.readouterr().out
+
+
+def test_a_run_without_a_logger_leaves_the_given_configuration_alone(tmp_path: Path) -> None:
+    config = Path("config.yaml")  # the name that Lightning writes to, in the folder of the run
+    config.write_text(Path(strategy_config(tmp_path)).read_text())
+    before = config.read_text()
+    main(["fit", "--config=config.yaml", *BORING])
+    assert config.read_text() == before

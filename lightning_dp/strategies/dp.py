@@ -74,8 +74,11 @@ class DPStrategy(ProcessStrategy):
         loss_reduction: whether ``training_step`` returns the ``"mean"`` or the ``"sum"`` of the samples' losses.
         self_check: compare the engine with plain PyTorch on a few samples before the first step.
         seed: **for tests only**: fixes noise and sampling. Whoever knows it can subtract the noise.
-        accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin: as in Lightning's
-            strategies; normally set by the Trainer.
+        accelerator: as in Lightning's strategies; normally set by the Trainer.
+        parallel_devices: as in Lightning's strategies; normally set by the Trainer.
+        cluster_environment: as in Lightning's strategies; normally set by the Trainer.
+        checkpoint_io: as in Lightning's strategies; normally set by the Trainer.
+        precision_plugin: as in Lightning's strategies; normally set by the Trainer.
         process_group_backend: ``None`` picks NCCL on CUDA and gloo elsewhere.
         timeout: how long ranks wait for each other.
         start_method: how several processes on one machine start; ``"fork"`` in notebooks.
@@ -126,8 +129,9 @@ class DPStrategy(ProcessStrategy):
         self._clipping = Clipping(max_grad_norm, clipping)
         if sampling not in ("poisson", "shuffle"):
             raise PrivacyConfigError(f"unknown sampling {sampling!r}; choose 'poisson' or 'shuffle'")
-        if physical_batch_size is not None and physical_batch_size < 1:
-            raise PrivacyConfigError(f"physical_batch_size={physical_batch_size!r} must be at least 1, or None")
+        whole = isinstance(physical_batch_size, int) and not isinstance(physical_batch_size, bool)
+        if physical_batch_size is not None and not (whole and physical_batch_size >= 1):
+            raise PrivacyConfigError(f"physical_batch_size={physical_batch_size!r} must be a whole number >= 1, or None")
         if loss_reduction not in ("mean", "sum"):
             raise PrivacyConfigError(f"unknown loss_reduction {loss_reduction!r}; choose 'mean' or 'sum'")
         self._sampling, self._physical_batch_size = sampling, physical_batch_size

@@ -158,6 +158,11 @@ class _Checks:
                 "training_step must return a loss that depends on the module's parameters (a tensor, or a dict with "
                 f"'loss'); it returned {type(output).__name__ if loss is None else 'a loss without a gradient'}."
             )
+        if loss.numel() != 1:
+            raise PrivacyError(
+                f"training_step must return one number, the mean (or sum) of the samples' losses; its loss has shape "
+                f"{tuple(loss.shape)}."
+            )
         return loss
 
     def private_gradient(self, rows: Sequence[int], weights: Sequence[float]) -> Tensor:
