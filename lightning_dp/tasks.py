@@ -19,9 +19,9 @@ __all__ = ("ClassificationTask",)
 class ClassificationTask(LightningModule):
     """Cross-entropy training of a network on batches ``(inputs, labels)``, with accuracy on validation and test data.
 
-    Training loss and training accuracy are **not** logged. They are functions of the private records that no noise protects;
-    a log file, a progress bar or a sweep that shows them is a release outside the accounted eps. Validation and
-    test numbers protect nobody either: publish them only for data that may be public.
+    Training loss and training accuracy are **not** logged. They are functions of the private records that no noise
+    protects; a log file, a progress bar or a sweep that shows them is a release outside the accounted eps. Validation
+    and test numbers protect nobody either: publish them only for data that may be public.
 
     Args:
         network: Maps ``(N, ...)`` inputs to ``(N, num_classes)`` logits.
@@ -32,7 +32,8 @@ class ClassificationTask(LightningModule):
         num_classes: Number of classes.
 
     Logs:
-        ``val/accuracy``, ``val/loss``, ``test/accuracy``, ``test/loss``: once an epoch, over all samples (micro average).
+        ``val/accuracy``, ``val/loss``, ``test/accuracy``, ``test/loss``: once an epoch, over all samples (micro
+        average).
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class ClassificationTask(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class probabilities of the inputs, whether or not labels come with them."""
         inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-        return self(inputs).softmax(-1)
+        probabilities: Tensor = self(inputs).softmax(-1)
+        return probabilities
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, accuracy: MulticlassAccuracy) -> None:
         inputs, labels = batch
@@ -85,7 +87,12 @@ class ClassificationTask(LightningModule):
         accuracy(logits, labels)
         self.log(f"{part}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True)
         self.log(
-            f"{part}/loss", F.cross_entropy(logits, labels), on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True
+            f"{part}/loss",
+            F.cross_entropy(logits, labels),
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(labels),
+            sync_dist=True,
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -62,6 +62,11 @@ class PrivacyLedger:
         self._own = segment if segment is not None else uuid.uuid4().hex
         self._segments: dict[str, dict[GaussianEvent, int]] = {}
 
+    @property
+    def segment(self) -> str:
+        """Name of the own segment, the one that :meth:`charge` adds to."""
+        return self._own
+
     def charge(self, event: GaussianEvent, steps: int = 1) -> None:
         """Record ``steps`` compositions of ``event``; call it before the private number exists.
 

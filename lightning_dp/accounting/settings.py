@@ -15,7 +15,7 @@ class PrivacySettings:
 
     Attributes:
         mechanism: name of the training mechanism, such as ``"dp_sgd"``.
-        delta: probability with which the guarantee may fail.
+        delta: the additive slack of (eps, delta)-differential privacy.
         noise_multiplier: noise standard deviation over ``max_grad_norm``.
         max_grad_norm: clipping bound C.
         clipping: how units are clipped.

@@ -11,8 +11,8 @@ __all__ = ("DataCard",)
 class DataCard:
     """What a data set is, whose privacy its training protects, and what may be done with it.
 
-    An eps means nothing without the unit it protects and without knowing whether the numbers come from real records; both are
-    therefore part of the data set, not of the text around it.
+    An eps means nothing without the unit it protects and without knowing whether the numbers come from real records;
+    both are therefore part of the data set, not of the text around it.
 
     Attributes:
         name: Name of the data set.

@@ -34,8 +34,8 @@ def _existing(folder: Path, stem: str) -> Path | None:
 def find_fashion_mnist(root: str | Path | None = None) -> Path | None:
     """Folder that holds all four IDX files, or ``None``.
 
-    Looks in ``root``, then in the layout a torchvision download leaves under ``root``; without a ``root``, in the folder of
-    Debian's package ``dataset-fashion-mnist``.
+    Looks in ``root``, then in the layout a torchvision download leaves under ``root``; without a ``root``, in the
+    folder of Debian's package ``dataset-fashion-mnist``.
 
     Raises:
         PrivacyConfigError: if ``root`` is given and is no folder.
@@ -71,12 +71,15 @@ def read_fashion_mnist(folder: Path, part: Literal["train", "test"]) -> tuple[Te
     for stem in _FILES[part]:
         path = _existing(folder, stem)
         if path is None:
-            raise FileNotFoundError(f"{folder} has no {stem}.gz (nor {stem}). Pass root= the folder with the IDX files.")
+            raise FileNotFoundError(
+                f"{folder} has no {stem}.gz (nor {stem}). Pass root= the folder with the IDX files."
+            )
         paths.append(path)
     images, labels = read_idx(paths[0], IMAGES_MAGIC), read_idx(paths[1], LABELS_MAGIC)
     if images.shape[1:] != (28, 28) or len(images) != len(labels):
         raise ValueError(
-            f"{paths[0].name} has shape {images.shape} and {paths[1].name} {labels.shape}; expected (n, 28, 28) and (n,)."
+            f"{paths[0].name} has shape {images.shape} and {paths[1].name} {labels.shape}; "
+            f"expected (n, 28, 28) and (n,)."
         )
     if labels.size and labels.max() > 9:
         raise ValueError(f"{paths[1]} holds the label {labels.max()}; Fashion-MNIST has the classes 0 to 9.")
@@ -87,8 +90,8 @@ class FashionMNISTDataModule(LightningDataModule):
     """60,000 + 10,000 real images of clothing, 28 x 28, ten classes (Xiao, Rasul & Vollgraf 2017, arXiv 1708.07747).
 
     The files are looked for in ``root``, else in the folder of Debian's package ``dataset-fashion-mnist``; failing
-    both, torchvision downloads them into ``root`` (or ``./data``). The train loader is an ordinary shuffling DataLoader;
-    a private strategy replaces its sampler by its own.
+    both, torchvision downloads them into ``root`` (or ``./data``). The train loader is an ordinary shuffling
+    DataLoader; a private strategy replaces its sampler by its own.
 
     With ``features="scattering"`` each image is replaced, once, in ``setup``, by its scattering features
     (:class:`~lightning_dp.models.scattering.ScatteringTransform`, 81 x 7 x 7, normalised within the image). That
@@ -99,8 +102,9 @@ class FashionMNISTDataModule(LightningDataModule):
         batch_size: Batch size of the train loader; under a private strategy the expected batch size B.
         features: ``"pixels"``, float32 in [0, 1], or ``"scattering"``, which takes about two minutes and 1.1 GB for all
             70,000 images on two cores.
-        val_size: Training images held out for validation, stratified. 0 trains on all of them. Choosing hyper-parameters
-            on them is not accounted in any eps, as they are private records too unless declared public.
+        val_size: Training images held out for validation, stratified. 0 trains on all of them. Choosing
+            hyper-parameters on them is not accounted in any eps, as they are private records too unless declared
+            public.
         seed: Seed of the split.
         normalisation_groups: Passed to the scattering transform.
         eval_batch_size: Batch size of the validation and test loaders.
@@ -152,7 +156,9 @@ class FashionMNISTDataModule(LightningDataModule):
             _download(Path(self.root or "data"))
 
     def _folder(self) -> Path:
-        return find_fashion_mnist(self.root) or find_fashion_mnist() or Path(self.root or "data") / "FashionMNIST" / "raw"
+        return (
+            find_fashion_mnist(self.root) or find_fashion_mnist() or Path(self.root or "data") / "FashionMNIST" / "raw"
+        )
 
     def setup(self, stage: str | None = None) -> None:
         """Read what the stage needs, once: train and validation for ``fit``, test for ``test``."""
@@ -178,7 +184,9 @@ class FashionMNISTDataModule(LightningDataModule):
 
         transform = ScatteringTransform((28, 28), normalisation_groups=self.normalisation_groups)
         result = torch.empty(len(images), *self.input_shape)
-        rank_zero_info(f"Scattering features of {len(images)} images (one-off, data-independent, spends no privacy) ...")
+        rank_zero_info(
+            f"Scattering features of {len(images)} images (one-off, data-independent, spends no privacy) ..."
+        )
         with torch.no_grad():
             for start in range(0, len(images), 1000):
                 result[start : start + 1000] = transform(images[start : start + 1000])

@@ -21,7 +21,8 @@ def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
 
     Args:
         path: The file.
-        magic: Expected first four bytes, big-endian: ``IMAGES_MAGIC`` or ``LABELS_MAGIC``. The last byte is the number of axes.
+        magic: Expected first four bytes, big-endian: ``IMAGES_MAGIC`` or ``LABELS_MAGIC``. The last byte is the number
+            of axes.
 
     Returns:
         The array, uint8, a writable copy: ``(n, height, width)`` for images, ``(n,)`` for labels.
@@ -46,7 +47,8 @@ def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
     expected = header + math.prod(shape)
     if len(content) != expected:
         raise ValueError(
-            f"{path} holds {len(content)} bytes, but its header announces shape {tuple(shape)}, that is {expected} bytes. "
-            f"Fetch it again."
+            f"{path} holds {len(content)} bytes, but its header announces shape {tuple(shape)}, "
+            f"that is {expected} bytes. Fetch it again."
         )
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
+    array: NDArray[np.uint8] = np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
+    return array

@@ -10,8 +10,10 @@ from lightning_dp.errors import PrivacyConfigError
 __all__ = ("stratified_split",)
 
 
-def stratified_split(labels: NDArray[np.int64], held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split ``0 .. n-1`` so that the held-out part has the class proportions of the whole, to within one sample a class.
+def stratified_split(
+    labels: NDArray[np.int64], held_out: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split ``0 .. n-1``; the held-out part has the class proportions of the whole, to within one sample a class.
 
     The split is a function of the labels and the seed. It reads private labels, but only decides which samples are
     *not* trained on; nothing about it is released.
@@ -33,7 +35,8 @@ def stratified_split(labels: NDArray[np.int64], held_out: int, seed: int) -> tup
     rng = np.random.default_rng(seed)
     order = rng.permutation(n)
     classes = labels[order]
-    # Rank of each sample within its class, as a fraction: taking the smallest fractions takes the same share of every class.
+    # Rank of each sample within its class, as a fraction: taking the smallest fractions takes the same share of every
+    # class.
     fraction = np.empty(n)
     for label in np.unique(classes):
         members = np.flatnonzero(classes == label)

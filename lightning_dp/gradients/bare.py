@@ -69,6 +69,7 @@ class MixedCall:
     kwargs: Mapping[str, Any]
 
     def sources(self) -> set[str]:
+        """The parameters that take part."""
         return Expression(func=self.func, args=self.args, kwargs=self.kwargs).sources()
 
 

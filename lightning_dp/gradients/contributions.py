@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 __all__ = ("Contribution", "EmbeddingRows", "OuterProduct", "PerUnit", "squared_norms", "unit_chunks")
 
@@ -67,15 +68,19 @@ class PerUnit(Contribution):
         self.num_units = gradients.shape[0]
         self.shape = gradients.shape[1:]
 
+    @override
     def per_unit(self, start: int, stop: int) -> Tensor:
         return self.gradients[start:stop]
 
+    @override
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return (weights.to(self.gradients.dtype) @ self.gradients.reshape(self.num_units, -1)).reshape(self.shape)
 
+    @override
     def keep(self, mask: Tensor) -> Contribution:
         return PerUnit(_zero_outside(self.gradients, mask))
 
+    @override
     def merged(self, others: Sequence[Contribution]) -> Contribution | None:
         if not all(type(o) is PerUnit for o in others):
             return None
@@ -99,10 +104,12 @@ class OuterProduct(Contribution):
         self.num_units = a.shape[0]
         self._held: Tensor | None = None
 
+    @override
     def per_unit(self, start: int, stop: int) -> Tensor:
         product = self.b[start:stop].transpose(-1, -2) @ self.a[start:stop]
         return product.reshape(stop - start, *self.shape)
 
+    @override
     def weighted_sum(self, weights: Tensor) -> Tensor:
         if self._held is not None:
             return (weights.to(self._held.dtype) @ self._held.flatten(1)).reshape(self.shape)
@@ -112,15 +119,18 @@ class OuterProduct(Contribution):
         right = self.a.transpose(0, 1).reshape(groups, -1, d)
         return torch.bmm(left, right).reshape(self.shape)
 
+    @override
     def keep(self, mask: Tensor) -> Contribution:
         return OuterProduct(_zero_outside(self.a, mask), _zero_outside(self.b, mask), self.shape)
 
+    @override
     def merged(self, others: Sequence[Contribution]) -> Contribution | None:
         if not all(type(o) is OuterProduct and o.a.shape[1] == self.a.shape[1] for o in others):
             return None
         uses = [self, *(o for o in others if isinstance(o, OuterProduct))]
         return OuterProduct(torch.cat([o.a for o in uses], 2), torch.cat([o.b for o in uses], 2), self.shape)
 
+    @override
     def squared_norms(self) -> Tensor:
         """Exact for T = 1; otherwise from Gram matrices or from the gradients themselves, whichever costs less."""
         length, d, p = self.a.shape[2], self.a.shape[3], self.b.shape[3]
@@ -169,26 +179,31 @@ class EmbeddingRows(Contribution):
         self.num_units = index.shape[0]
         self._unique: tuple[Tensor, Tensor, Tensor] | None = None
 
+    @override
     def per_unit(self, start: int, stop: int) -> Tensor:
         index, b = self.index[start:stop], self.b[start:stop]
         out = b.new_zeros(stop - start, *self.shape)
         unit = torch.arange(stop - start, device=b.device).unsqueeze(1).expand_as(index)
         return out.index_put_((unit, index), b, accumulate=True)
 
+    @override
     def weighted_sum(self, weights: Tensor) -> Tensor:
         unit, index, rows = self._rows()
         scaled = rows * weights.to(rows.dtype)[unit].unsqueeze(1)
         return rows.new_zeros(self.shape).index_add_(0, index, scaled)
 
+    @override
     def keep(self, mask: Tensor) -> Contribution:
         return EmbeddingRows(self.index, _zero_outside(self.b, mask), self.shape)
 
+    @override
     def merged(self, others: Sequence[Contribution]) -> Contribution | None:
         if not all(type(o) is EmbeddingRows for o in others):
             return None
         uses = [self, *(o for o in others if isinstance(o, EmbeddingRows))]
         return EmbeddingRows(torch.cat([o.index for o in uses], 1), torch.cat([o.b for o in uses], 1), self.shape)
 
+    @override
     def squared_norms(self) -> Tensor:
         unit, _, rows = self._rows()
         return self.b.new_zeros(self.num_units).index_add_(0, unit, _squares(rows))

@@ -36,10 +36,14 @@ def generic_rule(
     """Per-unit gradients of any module whose rows are independent, by repeating its forward pass under ``vmap``.
 
     Args:
+        module: the module that was called.
         parameters: the module's trainable parameters by their names in the module, detached.
         inputs: the recorded ``(args, kwargs)``; tensors with as many rows as the output are split by unit, all
             others are shared.
-        outputs, grads: the recorded output tensors ``(R, ...)`` and their gradients.
+        outputs: the recorded output tensors ``(R, ...)``.
+        grads: their gradients, ``None`` where none arrived.
+        units: which rows belong to which unit.
+        name: the module's path, for messages.
 
     Raises:
         PrivacyError: if repeating the call does not reproduce the recorded output.

@@ -19,7 +19,7 @@ __all__ = ("ScatteringTransform", "morlet_filter_bank")
 
 
 def _gabor(size: tuple[int, int], sigma: float, slant: float, theta: float, xi: float) -> Tensor:
-    """Periodised Gabor function ``exp(-u'A u / (2 sigma^2)) exp(i xi <e_theta, u>)`` on the torus, complex128 ``size``."""
+    """Gabor function ``exp(-u'A u / (2 sigma^2)) exp(i xi <e_theta, u>)`` on the torus, complex128 ``size``."""
     height, width = size
     cos, sin = math.cos(theta), math.sin(theta)
     total = torch.zeros(size, dtype=torch.complex128)
@@ -72,8 +72,8 @@ def morlet_filter_bank(size: tuple[int, int], scales: int, angles: int) -> tuple
 def _low_pass_matrix(side: int, scales: int, resolution: int) -> Tensor:
     """The low pass along one axis as a matrix, ``(side / 2^J - 2, side / 2^resolution)`` float64.
 
-    The Gaussian ``phi`` is separable, so low pass, read-off every ``2^J`` pixels and removal of the mirrored border are one
-    matrix product on each side. The field it acts on holds every ``2^resolution``-th pixel, hence the weight.
+    The Gaussian ``phi`` is separable, so low pass, read-off every ``2^J`` pixels and removal of the mirrored border are
+    one matrix product on each side. The field it acts on holds every ``2^resolution``-th pixel, hence the weight.
     """
     centred = torch.arange(side, dtype=torch.float64)[:, None] + side * torch.arange(-2, 3, dtype=torch.float64)
     gauss = torch.exp(-(centred**2) / (2 * (0.8 * 2 ** (scales - 1)) ** 2)).sum(1)
@@ -81,27 +81,31 @@ def _low_pass_matrix(side: int, scales: int, resolution: int) -> Tensor:
     step, stride = 2**scales, 2**resolution
     outputs = step * torch.arange(1, side // step - 1)
     inputs = stride * torch.arange(side // stride)
-    return gauss[(outputs[:, None] - inputs[None, :]) % side] * stride
+    matrix: Tensor = gauss[(outputs[:, None] - inputs[None, :]) % side] * stride
+    return matrix
 
 
 def _fold(spectrum: Tensor, factor: int) -> Tensor:
     """Spectrum of the filter on a grid coarser by ``factor``: the sum of its aliases, ``(..., H/f, W/f)``."""
     height, width = spectrum.shape[-2] // factor, spectrum.shape[-1] // factor
-    return spectrum.unflatten(-1, (factor, width)).sum(-2).unflatten(-2, (factor, height)).sum(-3)
+    blocks = spectrum.reshape(*spectrum.shape[:-2], factor, height, factor, width)
+    folded: Tensor = blocks.sum((-4, -2))
+    return folded
 
 
 class ScatteringTransform(nn.Module):
     """Second-order scattering coefficients of an image: averaged moduli of wavelet transforms.
 
-    Order 0 is ``x * phi``, order 1 ``|x * psi_1| * phi``, order 2 ``||x * psi_1| * psi_2| * phi`` with ``psi_2`` one of the
-    coarser octaves. Every channel is read off on a grid of step ``2^J``. For ``J = 2, L = 8`` a ``28 x 28`` image
-    gives ``1 + 16 + 64 = 81`` channels of ``7 x 7``.
+    Order 0 is ``x * phi``, order 1 ``|x * psi_1| * phi``, order 2 ``||x * psi_1| * psi_2| * phi`` with ``psi_2`` one of
+    the coarser octaves. Every channel is read off on a grid of step ``2^J``. For ``J = 2, L = 8`` a ``28 x 28`` image
+    gives ``1 + 16 + 64 = 81`` channels of ``7 x 7``. A modulus at scale ``j`` is kept at
+    every ``2^j``-th pixel.
 
     **Why it costs no privacy.** The module has no parameter and no statistic of any data set: the filters are a
     closed formula. Its output for an image depends on that image alone, so a mechanism that is private in the images
-    is, with these features, private in the images with the same eps, and precomputing the features releases nothing. The
-    optional normalisation keeps this: it uses the mean and variance of *one* image's channels, never of a batch or of a
-    data set (those would be unaccounted statistics).
+    is, with these features, private in the images with the same eps, and precomputing the features releases nothing.
+    The optional normalisation keeps this: it uses the mean and variance of *one* image's channels, never of a batch or
+    of a data set (those would be unaccounted statistics).
 
     Args:
         size: Height and width of the images in pixels; multiples of ``2^scales``, larger than ``2^scales``.
@@ -117,7 +121,8 @@ class ScatteringTransform(nn.Module):
         angle) in order 1, then order 2 by (scale 1, angle 1, scale 2, angle 2).
 
     Guarantee:
-        ``||S(x) - S(y)|| <= ||pad(x) - pad(y)||`` without normalisation, where ``pad`` mirrors ``2^J`` pixels at each edge.
+        ``||S(x) - S(y)|| <= ||pad(x) - pad(y)||`` without normalisation, where ``pad`` mirrors ``2^J`` pixels at each
+        edge.
 
     Raises:
         PrivacyConfigError: at construction, for sizes, scales or groups that do not fit together.
@@ -141,8 +146,8 @@ class ScatteringTransform(nn.Module):
             )
         if any(side % step or side <= step for side in size):
             raise PrivacyConfigError(
-                f"An image of {size[0]} x {size[1]} cannot be read off every 2^scales = {step} pixels: both sides must be "
-                f"multiples of {step} and larger than it. Pad the images, or use fewer scales."
+                f"An image of {size[0]} x {size[1]} cannot be read off every 2^scales = {step} pixels: "
+                f"both sides must be multiples of {step} and larger than it. Pad the images, or use fewer scales."
             )
         self.size, self.scales, self.angles = size, scales, angles
         self.channels_per_input = 1 + scales * angles + angles**2 * scales * (scales - 1) // 2
@@ -170,12 +175,14 @@ class ScatteringTransform(nn.Module):
     def _modulus(self, spectrum: Tensor, filters: Tensor, factor: int) -> Tensor:
         """Modulus of the circular convolutions, read off every ``factor`` pixels: real ``(..., K, H / f, W / f)``."""
         folded = _fold(spectrum.unsqueeze(-3) * filters, factor) / factor**2
-        return torch.fft.ifft2(folded).abs()
+        modulus: Tensor = torch.fft.ifft2(folded).abs()
+        return modulus
 
     def _averaged(self, field: Tensor, resolution: int) -> Tensor:
         """Low pass of a field given every ``2^resolution`` pixels, read off on the output grid: ``(..., h, w)``."""
         rows, columns = getattr(self, f"rows_{resolution}"), getattr(self, f"columns_{resolution}")
-        return rows @ field @ columns.T
+        averaged: Tensor = rows @ field @ columns.T
+        return averaged
 
     def _coefficients(self, images: Tensor) -> Tensor:
         """Coefficients before normalisation, ``(N, C, K, h, w)``."""
@@ -198,12 +205,14 @@ class ScatteringTransform(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Scattering coefficients of each image, see the class for shapes."""
         if images.dim() != 4 or tuple(images.shape[-2:]) != self.size:
-            raise ValueError(f"Expected images of shape (N, C, {self.size[0]}, {self.size[1]}), got {tuple(images.shape)}.")
+            raise ValueError(
+                f"Expected images of shape (N, C, {self.size[0]}, {self.size[1]}), got {tuple(images.shape)}."
+            )
         batch, in_channels = images.shape[:2]
-        # Chunks keep the intermediate fields in cache; the result for an image does not depend on the others.
         if batch == 0:  # a Poisson batch may be empty
             return images.new_zeros(0, *self.output_shape(in_channels), dtype=torch.float32)
-        features = torch.cat([self._coefficients(chunk) for chunk in images.float().split(self.chunk_size)])
+        # Chunks keep the intermediate fields in cache; the result for an image does not depend on the others.
+        features = torch.cat([self._coefficients(chunk) for chunk in torch.split(images.float(), self.chunk_size)])
         if self.normalisation_groups is not None:
             flat = features.flatten(0, 1)
             features = F.group_norm(flat, self.normalisation_groups).view_as(features)

@@ -25,13 +25,21 @@ class AccountedSampler(Protocol):
     """What the budget needs to know of a sampler: how many units there are and what its steps cost."""
 
     @property
-    def dataset_size(self) -> int: ...
+    def dataset_size(self) -> int:
+        """Number of units n."""
+        ...
 
-    def charges(self, step: int, previous: int | None) -> bool: ...
+    def charges(self, step: int, previous: int | None) -> bool:
+        """Whether ``step`` costs one composition, after ``previous``."""
+        ...
 
-    def compositions(self, steps: int, start: int = 0) -> int: ...
+    def compositions(self, steps: int, start: int = 0) -> int:
+        """How many compositions ``steps`` steps from ``start`` on cost."""
+        ...
 
-    def event(self, noise_multiplier: float) -> GaussianEvent: ...
+    def event(self, noise_multiplier: float) -> GaussianEvent:
+        """What one composition is."""
+        ...
 
 
 class Budget:
@@ -43,7 +51,7 @@ class Budget:
 
     Args:
         eps: the budget, or ``None`` to report only.
-        delta: the failure probability; ``None`` becomes 1/(10 n) once n is known.
+        delta: the additive slack of (eps, delta); ``None`` becomes 1/(10 n) once n is known.
         noise_multiplier: noise over sensitivity, or ``None`` to calibrate it to ``eps``.
         accountant: ``"pld"``, ``"rdp"`` or ``"prv"``.
 
@@ -68,7 +76,7 @@ class Budget:
 
     @property
     def delta(self) -> float:
-        """The failure probability in force. Raises PrivacyError before the data set's size is known."""
+        """The delta in force. Raises PrivacyError before the data set's size is known."""
         if self._delta is None:
             raise PrivacyError("delta=None means 1/(10 n), and n is known only once training has begun")
         return self._delta
@@ -85,6 +93,15 @@ class Budget:
         """The mechanism event that one composition charges."""
         assert self._event is not None, "Budget.settle has not run"
         return self._event
+
+    def share_segment(self, segment: str) -> None:
+        """Gives the ledger of a rank, still empty, the name that rank 0's has.
+
+        All ranks take part in the same steps. Under names of their own, a checkpoint of rank 0 would count these steps
+        again on the others, and ranks that disagree on the budget would not stop together.
+        """
+        if not self.ledger.entries:
+            self.ledger = PrivacyLedger(segment)
 
     def settle(self, sampler: AccountedSampler, steps: float, start: int = 0) -> None:
         """Fixes delta and the noise for ``steps`` planned steps of ``sampler`` from ``start`` on, and how many of them are affordable.

@@ -63,7 +63,7 @@ class DPStrategy(ProcessStrategy):
     Args:
         eps: the privacy budget. The noise is calibrated to it for the planned number of steps, and the step that would
             exceed it is never taken. Give this or ``noise_multiplier``.
-        delta: the probability with which the guarantee may fail; ``None`` means 1/(10 n).
+        delta: the additive slack of (eps, delta)-differential privacy; ``None`` means 1/(10 n).
         noise_multiplier: noise standard deviation over ``max_grad_norm``; eps is then reported. 0 trains with clipping
             only: **not private**, eps = inf.
         max_grad_norm: clipping bound C on each sample's gradient norm.
@@ -200,6 +200,7 @@ class DPStrategy(ProcessStrategy):
         if self._trainer.state.fn == TrainerFn.FITTING:
             refuse("trainer", self._subject())
         super().setup_environment()
+        self._budget.share_segment(self.broadcast(self._budget.ledger.segment))
 
     @override
     def setup(self, trainer: Trainer) -> None:
@@ -295,6 +296,10 @@ class DPStrategy(ProcessStrategy):
         # One draw for one batch, also where the module then skips it: a draw is never kept for another batch.
         self._step, self._chunk, self._chunks_done = self._loader.take(), 0, 0
         self._position = self._step.step + 1
+        if not self._settled:  # the loader was reloaded and its data set or batch size is another one
+            self._settle()
+            assert self._engine is not None and self._sampler is not None
+            self._engine.expected_batch_size = float(self._sampler.expected_batch_size)
 
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -447,8 +452,8 @@ class DPStrategy(ProcessStrategy):
         assert self._engine is not None
         if self._step is None:
             raise PrivacyError("the optimizer's closure did not run training_step, so there is no gradient to privatise")
-        for self._chunk, batch in enumerate(self._step.rest, start=1):
-            batch = self._transfer(batch)
+        for chunk, batch in enumerate(self._step.rest, start=1):
+            self._chunk, batch = chunk, self._transfer(batch)
             _compat.set_logged_batch(self._trainer, batch)
             arguments = _step_arguments(self._module, batch, self._trainer.fit_loop.batch_idx)
             output = _compat.call_strategy_hook(self._trainer, "training_step", *arguments)

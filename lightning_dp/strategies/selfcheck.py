@@ -9,9 +9,11 @@ PyTorch's. They run on a deep copy with logging muted, on a few samples, and rel
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients import Clipping, GradientEngine, LossReduction
+from lightning_dp.gradients.bare import tensors_in
 
 __all__ = ("check_module",)
 
@@ -59,8 +62,7 @@ def check_module(
         check = _Checks(twin, samples, collate, run_step, transfer, loss_reduction)
         check.buffers_are_not_written()
         check.engine_matches_plain_backward()
-        if len(samples) >= 3:
-            check.units_are_independent()
+        check.units_are_independent()
 
 
 class _Checks:
@@ -109,31 +111,35 @@ class _Checks:
         )
 
     def units_are_independent(self) -> None:
-        """(a) Sample 0's gradient, beside one set of other samples, beside another, and alone."""
-        beside = self.private_gradient([0, 1, 2], [1.0, 0.0, 0.0])
-        others = self.private_gradient([0, len(self.samples) - 1, len(self.samples) - 2], [1.0, 0.0, 0.0])
-        if len(self.samples) > 3:
-            self._compare(
-                beside,
-                others,
-                "the gradient of one sample changes by {error:.1%} when the other samples of its batch change, so clipping "
-                "it bounds nothing. Something couples the samples: a normalisation over the batch, a contrastive or "
-                "ranking loss, a mean over valid tokens, class weights taken from the batch. Make the loss a mean over "
-                "samples of terms that depend on one sample each.",
-            )
+        """(a) A sample's gradient beside one set of other samples, beside another, and alone; for up to three samples."""
+        last = len(self.samples) - 1
+        units = sorted({0, last // 2, last})  # several: one may be silent (a padded sample, a saturated loss)
+        others = {unit: [i for i in range(last + 1) if i != unit] for unit in units}
+        if last >= 3:
+            for unit in units:
+                self._compare(
+                    self._one_of(unit, others[unit][:2]),
+                    self._one_of(unit, others[unit][-2:]),
+                    "the gradient of one sample changes by {error:.1%} when the other samples of its batch change, so "
+                    "clipping it bounds nothing. Something couples the samples: a normalisation over the batch, a "
+                    "contrastive or ranking loss, a mean over valid tokens, class weights taken from the batch. Make the "
+                    "loss a mean over samples of terms that depend on one sample each.",
+                )
         modes = {child: child.training for child in self.module.modules()}
         self.module.eval()  # dropout off: batches of different size draw different masks
         try:
-            if self._is_random():
-                return
-            alone = self.private_gradient([0], [1.0])
-            beside = self.private_gradient([0, 1, 2], [1.0, 0.0, 0.0])
+            if last >= 1 and not self._is_random():
+                for unit in units:
+                    self._compare_with_alone(unit, others[unit][:2])
         finally:
             for child, training in modes.items():
                 child.training = training
+
+    def _compare_with_alone(self, unit: int, others: Sequence[int]) -> None:
+        alone, beside, size = self._one_of(unit, []), self._one_of(unit, others), 1 + len(others)
         if _error(beside, alone) <= self.tolerance:
             return
-        if _error(beside, alone * 3) <= self.tolerance or _error(beside, alone / 3) <= self.tolerance:
+        if _error(beside, alone * size) <= self.tolerance or _error(beside, alone / size) <= self.tolerance:
             right = "sum" if self.loss_reduction == "mean" else "mean"
             raise PrivacyError(
                 f"training_step returns the {right} of the samples' losses, but loss_reduction={self.loss_reduction!r}: "
@@ -147,8 +153,13 @@ class _Checks:
             "batch or depends on how many there are. Make it a mean over samples of terms that depend on one sample each.",
         )
 
+    def _one_of(self, unit: int, others: Sequence[int]) -> Tensor:
+        return self.private_gradient([unit, *others], [1.0] + [0.0] * len(others))
+
     def loss(self, rows: Sequence[int]) -> Tensor:
         torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
         batch = self.transfer(self.collate([self.samples[i] for i in rows]))
         with torch.enable_grad():
             output = self.run_step(self.module, batch)
@@ -216,7 +227,7 @@ def _error(one: Tensor, other: Tensor) -> float:
 def _muted_copy(module: LightningModule) -> LightningModule:
     """A deep copy that keeps its trainer but logs nothing: what a check computes must not leave it."""
     try:
-        twin = copy.deepcopy(module)
+        twin = copy.deepcopy(module, _detached_copies(module))
     except Exception as error:
         raise PrivacyConfigError(
             f"the self-check works on a deep copy of the module, which cannot be made ({type(error).__name__}: {error}). Keep "
@@ -226,6 +237,12 @@ def _muted_copy(module: LightningModule) -> LightningModule:
     twin.__dict__["log"] = twin.__dict__["log_dict"] = _silence
     twin.trainer = module.trainer
     return twin
+
+
+def _detached_copies(module: LightningModule) -> dict[int, Any]:
+    """For ``deepcopy``: what to put for tensors with a graph (a kept loss, a list of outputs), which it cannot copy."""
+    values = [value for child in module.modules() for value in vars(child).values()]
+    return {id(t): t.detach().clone() for t in tensors_in(values) if t.grad_fn is not None}
 
 
 def _silence(*_: Any, **__: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightning_dp.gradients.contributions import (
     Contribution,
@@ -37,19 +38,23 @@ class ConvWeight(Contribution):
     def _outer(self, start: int, stop: int) -> OuterProduct:
         return self.conv.outer_product(self.x[start:stop], self.grad[start:stop], self.shape)
 
+    @override
     def squared_norms(self) -> Tensor:
         # The patches are the largest temporary: a chunk of units at a time keeps them in cache and within the bound.
         per_unit = self.x[0].numel() * self.conv.kernel_elements
         chunks = list(unit_chunks(self.num_units, per_unit * 2))
         return torch.cat([self._outer(a, b).squared_norms() for a, b in chunks])
 
+    @override
     def per_unit(self, start: int, stop: int) -> Tensor:
         return self._outer(start, stop).per_unit(0, stop - start)
 
+    @override
     def weighted_sum(self, weights: Tensor) -> Tensor:
         scaled = self.grad * weights.to(self.grad.dtype).view(-1, *([1] * (self.grad.dim() - 1)))
         return self.conv.weight_gradient(self.x.flatten(0, 1), scaled.flatten(0, 1), self.shape)
 
+    @override
     def keep(self, mask: Tensor) -> Contribution:
         def zeroed(t: Tensor) -> Tensor:
             return torch.where(mask.view(-1, *([1] * (t.dim() - 1))), t, t.new_zeros(()))
@@ -78,6 +83,7 @@ class ConvGeometry:
         return x if self._before is None else F.pad(x, self._before, mode=self._mode)
 
     def outer_product(self, x: Tensor, grad: Tensor, shape: torch.Size) -> OuterProduct:
+        """The convolution of ``(U, K, C, ...)`` inputs as a linear layer over its patches."""
         units, fold = x.shape[:2]
         columns = patches(x.flatten(0, 1), self.kernel, self.stride, self.dilation, self.padding)
         length = columns.shape[-1]
@@ -86,6 +92,7 @@ class ConvGeometry:
         return OuterProduct(a.flatten(2, 3), b.flatten(2, 3), shape)
 
     def weight_gradient(self, x: Tensor, grad: Tensor, shape: torch.Size) -> Tensor:
+        """The weight gradient summed over all rows, by the library's own kernel."""
         weight = x.new_empty(1).expand(shape)  # only its shape is read
         no_pad = [0] * len(self.kernel)
         result = torch.ops.aten.convolution_backward(
