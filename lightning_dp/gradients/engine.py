@@ -288,8 +288,8 @@ def _check_weights(weights: Tensor | None, units: UnitMap) -> None:
         return
     if weights.shape != (units.num_units,) or not bool(((weights >= 0) & (weights <= 1)).all()):
         raise PrivacyConfigError(
-            f"weights must hold one number in [0, 1] for each of the {units.num_units} units: a larger weight would carry "
-            "a unit past its bound"
+            f"weights must hold one number in [0, 1] for each of the {units.num_units} units: a larger weight would "
+            "carry a unit past its bound"
         )
 
 

@@ -88,8 +88,8 @@ def _per_unit(
     used = [i for i, grad in enumerate(grads) if grad is not None]
     if any(outputs[i].dim() == 0 for i in used):
         raise PrivacyError(
-            f"{name} returns a single number for the whole batch, so no gradient per privacy unit exists. Let it return "
-            "one value for each sample and take the mean outside, or freeze its parameters."
+            f"{name} returns a single number for the whole batch, so no gradient per privacy unit exists. Let it "
+            "return one value for each sample and take the mean outside, or freeze its parameters."
         )
     rows = outputs[0].shape[0] if outputs[0].dim() else 0
     carried = [t for t in tensors_in(inputs) if t.dim() > 0 and t.shape[0] == rows]

@@ -15,9 +15,10 @@ __all__ = ("full_precision",)
 def full_precision() -> Iterator[None]:
     """Within the block, float32 products and convolutions keep all 24 bits; afterwards the switches are as before.
 
-    ``torch.set_float32_matmul_precision("high")``, which Lightning recommends on recent GPUs, makes them TF32 or bfloat16,
-    and cuDNN convolutions are TF32 by default. A norm and a sum that are rounded to 8 or 11 bits by different routes can
-    differ by more than any margin: the bound would hold for another gradient than the one that is summed.
+    ``torch.set_float32_matmul_precision("high")``, which Lightning recommends on recent GPUs, makes them TF32 or
+    bfloat16, and cuDNN convolutions are TF32 by default. A norm and a sum that are rounded to 8 or 11 bits by
+    different routes can differ by more than any margin: the bound would hold for another gradient than the one
+    that is summed.
     """
     knobs = _knobs()
     before = [getattr(owner, name) for owner, name, _ in knobs]

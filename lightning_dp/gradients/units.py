@@ -62,8 +62,9 @@ class UnitMap:
     def by_unit(self, tensor: Tensor, where: str = "a layer", repeat: bool = False) -> Tensor:
         """Regroups ``(R, ...)`` to ``(U, K, ...)``: K rows for each unit.
 
-        Absent rows are filled with zeros; or, with ``repeat``, with the unit's own first row, for tensors that a function
-        is applied to again: how much is filled up depends on the other units, and zeros may be outside its domain.
+        Absent rows are filled with zeros; or, with ``repeat``, with the unit's own first row, for tensors that a
+        function is applied to again: how much is filled up depends on the other units, and zeros may lie outside
+        its domain.
         """
         fold = self.fold(tensor.shape[0], where)
         if self.rows is None:

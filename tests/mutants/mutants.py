@@ -1,0 +1,374 @@
+"""Faults that were, or could have been: each must turn at least one test red.
+
+An edit replaces one piece of text that occurs exactly once in its file. When the code changes and a piece is no longer
+found, the check stops: the fault must then be planted again in the new code, and not be forgotten.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ("MUTANTS", "Edit", "Mutant")
+
+CLIPPING = "lightning_dp/gradients/clipping.py"
+CONTRIBUTIONS = "lightning_dp/gradients/contributions.py"
+ENGINE = "lightning_dp/gradients/engine.py"
+GENERIC = "lightning_dp/gradients/generic.py"
+NOISE = "lightning_dp/gradients/noise.py"
+TAPS = "lightning_dp/gradients/taps.py"
+SAMPLERS = "lightning_dp/sampling/samplers.py"
+BATCHES = "lightning_dp/sampling/batches.py"
+LOADER = "lightning_dp/sampling/loader.py"
+LEDGER = "lightning_dp/accounting/ledger.py"
+STRATEGY = "lightning_dp/strategies/dp.py"
+BUDGET = "lightning_dp/strategies/budget.py"
+
+SENSITIVITY = "tests/gradients/test_sensitivity.py"
+NOISES = "tests/gradients/test_noise.py"
+LEAKS = "tests/gradients/test_leaks.py"
+ROUTES = "tests/gradients/test_routes.py"
+UNITS = "tests/gradients/test_units.py"
+TRAPS = "tests/traps/test_traps.py"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Text to replace."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault: its edits, and the tests of which at least one must fail."""
+
+    name: str
+    edits: tuple[Edit, ...]
+    tests: tuple[str, ...]
+    fast: bool = False
+
+
+def _mutant(name: str, file: str, old: str, new: str, *tests: str, fast: bool = False) -> Mutant:
+    return Mutant(name, (Edit(file, old, new),), tests, fast)
+
+
+SCALE = 'scale = bound / (norms + STABILITY) if self.name == "automatic" else (bound / norms).clamp(max=1.0)'
+
+CLIPPING_FAULTS = (
+    _mutant(
+        "no clipping", CLIPPING, SCALE, "scale = torch.ones_like(norms)",
+        f"{TRAPS}::test_t1_every_sample_is_clipped_by_itself", fast=True,
+    ),
+    _mutant(
+        "the mean is clipped and not the unit", ENGINE,
+        "self.clipping.coefficients(squares * scale**2)", "self.clipping.coefficients(squares)",
+        f"{TRAPS}::test_t1_every_sample_is_clipped_by_itself",
+    ),
+    _mutant(
+        "loss reduction forgotten", ENGINE,
+        'scale = float(units.num_units) if self.loss_reduction == "mean" else 1.0', "scale = 1.0",
+        f"{ROUTES}::test_sum_reduction_equals_mean_reduction",
+    ),
+    _mutant(
+        "each layer gets the whole bound", CLIPPING,
+        "bound = self.max_grad_norm / math.sqrt(norms.shape[0])", "bound = self.max_grad_norm",
+        f"{SENSITIVITY}::test_unused_branch_and_per_layer_bounds",
+    ),
+    _mutant(
+        "a unit that is not finite is kept", CLIPPING,
+        "finite = torch.isfinite(squared_norms.sum(0))", "finite = torch.ones_like(squared_norms[0], dtype=torch.bool)",
+        f"{TRAPS}::test_t8_one_sample_that_is_not_finite_neither_destroys_nor_shows", fast=True,
+    ),
+    _mutant(
+        "weight zero times infinity", ENGINE,
+        "contribution if everything_finite else contribution.keep(finite)", "contribution",
+        f"{TRAPS}::test_t8_one_sample_that_is_not_finite_neither_destroys_nor_shows",
+    ),
+    _mutant(
+        "norms of the parts for layers used twice", CONTRIBUTIONS,
+        "    if len(uses) == 1:\n        return uses[0].squared_norms(), uses",
+        "    if uses:\n        return torch.stack([use.squared_norms() for use in uses]).sum(0), uses",
+        f"{ROUTES}::test_network_matches_plain_loop",
+    ),
+    _mutant(
+        "a tied weight's second use is lost", ENGINE,
+        "uses.setdefault(record.trainable[name], []).append(contribution)",
+        "uses[record.trainable[name]] = [contribution]",
+        f"{ROUTES}::test_network_matches_plain_loop",
+    ),
+    Mutant(
+        "records of the pass before are kept",
+        (
+            Edit(TAPS, "        self.records.clear()\n        self.leaked.clear()", "        self.leaked.clear()"),
+            Edit(ENGINE, "        self._taps.records.clear()\n        self._taps.recording = True",
+                 "        self._taps.recording = True"),
+        ),
+        (f"{TRAPS}::test_t5_no_norm_outlives_its_pass",),
+    ),
+    _mutant(
+        "several physical batches: only the last one counts", ENGINE,
+        "self._sums[parameter].add_(total) if parameter in self._sums else total", "total",
+        f"{TRAPS}::test_t6_physical_batches_add_up",
+    ),
+    _mutant(
+        "weights are not checked", ENGINE,
+        "        _check_weights(weights, units)\n", "",
+        f"{SENSITIVITY}::test_weights_that_would_break_the_bound_are_refused",
+    ),
+    _mutant(
+        "long sums of squares stagnate", CONTRIBUTIONS,
+        "whole = flat.shape[1] - flat.shape[1] % BLOCK", "whole = 0",
+        f"{SENSITIVITY}::test_the_norm_of_many_like_terms_is_not_rounded_down",
+    ),
+    _mutant(
+        "terms that cancel count for what is left", CONTRIBUTIONS,
+        "return torch.maximum(norms, terms * max(RESOLUTION / length**0.5, ROUNDOFF * length) ** 2)", "return norms",
+        f"{SENSITIVITY}::test_positions_that_cancel_do_not_round_the_others_away",
+        f"{SENSITIVITY}::test_patches_that_cancel_do_not_round_the_others_away",
+    ),
+    _mutant(
+        "tokens that cancel round the others away", CONTRIBUTIONS,
+        "        unit, index, rows = self._rows()\n",
+        "        unit = torch.arange(self.num_units).unsqueeze(1).expand_as(self.index).flatten()\n"
+        "        index, rows = self.index.flatten(), self.b.flatten(0, 1)\n",
+        f"{SENSITIVITY}::test_a_token_that_cancels_itself_does_not_round_the_others_away",
+    ),
+    _mutant(
+        "squares that underflow", CONTRIBUTIONS, "LOST = 2.0**-126", "LOST = 0.0",
+        f"{SENSITIVITY}::test_a_huge_input_times_a_vanishing_gradient_is_seen",
+    ),
+    _mutant(
+        "low matmul precision reaches the norms", ENGINE, ", full_precision():", ":",
+        f"{SENSITIVITY}::test_low_matmul_precision_does_not_reach_norms_and_sums",
+    ),
+    _mutant(
+        "ragged units padded with zeros", GENERIC,
+        "split = [units.by_unit(t.detach(), name, repeat=True)", "split = [units.by_unit(t.detach(), name)",
+        f"{SENSITIVITY}::test_a_unit_of_any_number_of_rows_moves_the_sum_by_at_most_the_bound",
+    ),
+)  # fmt: skip
+
+NOISE_FAULTS = (
+    _mutant(
+        "noise halved", ENGINE,
+        "self.noise_multiplier * sensitivity", "0.5 * self.noise_multiplier * sensitivity",
+        f"{NOISES}::test_scale_follows_the_clipping_and_the_public_batch_size", fast=True,
+    ),
+    _mutant(
+        "noise with every physical batch", ENGINE,
+        "total = usable.weighted_sum(factor).to(parameter.dtype)",
+        "total = usable.weighted_sum(factor).to(parameter.dtype)\n"
+        "                self.noise.add_(total, self.noise_multiplier * self.clipping.sensitivity)",
+        f"{NOISES}::test_noise_comes_once_per_logical_step",
+    ),
+    _mutant(
+        "no noise on an empty step", ENGINE,
+        "            self.noise.add_(flat[start:stop]", "            if self._sums: self.noise.add_(flat[start:stop]",
+        f"{NOISES}::test_noise_comes_once_per_logical_step",
+    ),
+    _mutant(
+        "no noise where no gradient arrived", ENGINE,
+        "        parameters = self.trainable()\n        for group",
+        "        parameters = [p for p in self.trainable() if p in self._sums]\n        for group",
+        f"{NOISES}::test_parameters_without_a_gradient_get_noise_too",
+    ),
+    _mutant(
+        "every rank adds the whole noise", ENGINE, "self.noise.add_(flat[start:stop]", "self.noise.add_(flat",
+        f"{NOISES}::test_the_sum_over_ranks_has_the_size_of_one_draw",
+    ),
+    _mutant(
+        "only the first rank's slice is noised", ENGINE, "self.noise.add_(flat[start:stop]",
+        "self.noise.add_(flat[start:stop] if rank == 0 else flat[:0]",
+        f"{NOISES}::test_every_coordinate_gets_exactly_one_draw_over_all_ranks",
+    ),
+    _mutant(
+        "mean over ranks", "lightning_dp/strategies/processes.py",
+        "op=torch.distributed.ReduceOp.SUM)\n        return tensor",
+        "op=torch.distributed.ReduceOp.SUM)\n        return tensor / self.world_size",
+        f"{TRAPS}::test_t7_ranks_are_summed_and_not_averaged",
+    ),
+    _mutant(
+        "noise from torch's global generator", NOISE, "secrets.randbits(256)", "torch.initial_seed()",
+        f"{NOISES}::test_global_seeds_do_not_reach_the_noise",
+    ),
+    _mutant(
+        "noise rounded to bfloat16", NOISE,
+        ").view_as(tensor)\n        else", ").view_as(tensor).bfloat16()\n        else",
+        f"{TRAPS}::test_t14_noise_is_drawn_in_single_precision",
+        f"{NOISES}::test_noise_is_float32_under_bfloat16_autocast",
+    ),
+    _mutant(
+        "bound changed without its noise", ENGINE,
+        "sensitivity = max(self._bound, self.clipping.sensitivity)", "sensitivity = self.clipping.sensitivity",
+        f"{TRAPS}::test_t2_the_bound_and_the_noise_are_one_fact",
+    ),
+    _mutant(
+        "realised batch size as denominator", ENGINE,
+        "        self._bound = max(self._bound, self.clipping.sensitivity)\n",
+        "        self._bound = max(self._bound, self.clipping.sensitivity)\n"
+        "        self.expected_batch_size = float(units.num_units)\n",
+        f"{TRAPS}::test_t10_the_rate_is_batch_over_n_and_the_denominator_is_public",
+    ),
+)  # fmt: skip
+
+LEAK_FAULTS = (
+    _mutant(
+        "leaks are not looked for", ENGINE, "            self._refuse_leaks()\n", "",
+        f"{LEAKS}::test_a_weight_used_outside_its_module_is_refused_by_name",
+    ),
+    _mutant(
+        "layers that join later are not looked for", ENGINE, "untapped = self._taps.untapped()", "untapped = []",
+        f"{LEAKS}::test_a_layer_that_joins_later_is_refused_by_name",
+    ),
+    _mutant(
+        "changed inputs are not noticed", TAPS, "if any(t._version != version for", "if False and any(t._version for",
+        f"{LEAKS}::test_an_input_changed_after_use_is_refused_by_name",
+    ),
+    _mutant(
+        "the generic rule trusts its repetition", GENERIC,
+        "if not bool((difference <= tolerance * scale).all()):", "if False:",
+        f"{LEAKS}::test_a_leaf_that_couples_its_rows_is_refused_by_name",
+    ),
+    _mutant(
+        "rows of an earlier pass are taken for this one's", TAPS,
+        "if ctx.used or ctx.generation != taps.generation:", "if False:",
+        f"{LEAKS}::test_a_loss_that_reaches_back_to_earlier_rows_is_refused",
+    ),
+    _mutant(
+        "an axis that is not the batch's goes unnoticed", ENGINE,
+        "self._folds.setdefault(record.name, fold) != fold", "False",
+        f"{UNITS}::test_a_wrong_axis_that_divides_evenly_is_caught_when_the_batch_size_changes",
+    ),
+    _mutant(
+        "copies keep live taps", TAPS, "    taps._paused = True\n    return taps", "    return taps",
+        f"{LEAKS}::test_a_copy_of_a_tapped_network_is_an_ordinary_network",
+    ),
+)  # fmt: skip
+
+SAMPLING_FAULTS = (
+    _mutant(
+        "shuffling accounted as Poisson sampling", SAMPLERS,
+        "noise_multiplier=noise_multiplier, sample_rate=self.sample_rate, sampling=self.sampling",
+        "noise_multiplier=noise_multiplier,\n"
+        "            sample_rate=self._expected_batch_size / self._dataset_size,\n"
+        '            sampling="poisson",',
+        f"{TRAPS}::test_t11_shuffled_batches_claim_no_amplification",
+    ),
+    _mutant(
+        "shuffling may claim a rate", "lightning_dp/accounting/events.py",
+        'if self.sampling == "shuffle" and rate != 1.0:', "if False:",
+        f"{TRAPS}::test_t11_shuffled_batches_claim_no_amplification",
+    ),
+    _mutant(
+        "steps per epoch rounded down", SAMPLERS,
+        "-(-self._dataset_size // self._expected_batch_size)", "self._dataset_size // self._expected_batch_size",
+        f"{TRAPS}::test_t9_no_step_is_lost_to_rounding",
+    ),
+    _mutant(
+        "rate from the length of the loader", SAMPLERS,
+        "return self._expected_batch_size / self._dataset_size", "return 1 / self.steps_per_epoch",
+        f"{TRAPS}::test_t10_the_rate_is_batch_over_n_and_the_denominator_is_public",
+    ),
+    _mutant(
+        "a stand-in passes for a drawn sample", BATCHES, "+ (False,) * missing", "+ (True,) * missing",
+        f"{TRAPS}::test_t4_an_empty_batch_is_empty",
+    ),
+    _mutant(
+        "ranks without samples have no batch", BATCHES, "missing = count - len(chunks)", "missing = 0",
+        f"{TRAPS}::test_t3_all_ranks_take_the_same_steps",
+    ),
+    _mutant(
+        "a draw may feed two gradients", LOADER, "if step.step <= self._last_taken:", "if False:",
+        "tests/sampling/test_loader.py::test_a_draw_is_not_used_for_two_gradients",
+    ),
+    _mutant(
+        "the seed of the process steers the draws", "lightning_dp/sampling/keys.py",
+        "return secrets.token_bytes(_KEY_BYTES)",
+        "import torch\n    return torch.initial_seed().to_bytes(_KEY_BYTES, 'big')",
+        "tests/sampling/test_samplers.py::test_seeding_the_process_does_not_touch_the_draws",
+    ),
+)  # fmt: skip
+
+ACCOUNTING_FAULTS = (
+    _mutant(
+        "a restored ledger overwrites", LEDGER,
+        "mine[event] = max(mine.get(event, 0), steps)", "mine[event] = steps",
+        "tests/accounting/test_ledger.py::test_an_old_checkpoint_does_not_erase_later_steps", fast=True,
+    ),
+    _mutant(
+        "the ledger starts anew on resume", LEDGER,
+        "        segments = _parse(state)\n", "        segments = _parse(state)\n        self._segments.clear()\n",
+        "tests/accounting/test_ledger.py::test_two_runs_resumed_from_one_checkpoint_add_up",
+        "tests/strategies/test_resume.py::test_an_older_checkpoint_never_lowers_the_ledger",
+    ),
+    _mutant(
+        "steps dropped in Renyi composition", "lightning_dp/accounting/renyi.py",
+        "total = total + entry.steps * rdp_step(", "total = total + rdp_step(",
+        "tests/accounting/test_renyi.py::test_epsilon_and_delta_agree_with_dp_accounting",
+    ),
+    _mutant(
+        "the direction of removing is dropped", "lightning_dp/accounting/pld.py",
+        "return max(0.0, *(float(pmf.get_epsilon_for_delta(usable)) for pmf in (self.remove, self.add)))",
+        "return max(0.0, float(self.add.get_epsilon_for_delta(usable)))",
+        "tests/accounting/test_accountants.py::test_both_directions_are_in_the_answer",
+        "tests/accounting/test_accountants.py::test_eps_and_delta_agree_with_dp_accounting_from_above",
+    ),
+    _mutant(
+        "charged after the step", STRATEGY,
+        "        self._budget.charge(self._step.step)\n\n        def private_closure() -> Any:\n"
+        "            loss = closure()\n            self._finish_step(optimizer)\n",
+        "        def private_closure() -> Any:\n            loss = closure()\n"
+        "            number = self._step.step\n            self._finish_step(optimizer)\n"
+        "            self._budget.charge(number)\n",
+        "tests/strategies/test_budget.py::test_a_step_is_charged_before_its_gradient_exists",
+    ),
+    _mutant(
+        "not charged at all", BUDGET, "            self.ledger.charge(self.event)\n", "",
+        "tests/strategies/test_budget.py::test_the_planned_run_spends_just_the_budget[rdp-3.0]",
+    ),
+    _mutant(
+        "the budget never ends", BUDGET,
+        "return self.eps is None or not self._costs(step) or self._remaining() > 0", "return True",
+        "tests/strategies/test_budget.py::test_a_second_fit_stops_at_once_and_says_so",
+        "tests/strategies/test_budget.py::test_a_resumed_run_stops_before_it_overshoots",
+    ),
+)  # fmt: skip
+
+STRATEGY_FAULTS = (
+    _mutant(
+        "a stand-in has weight one", STRATEGY,
+        "weights = None if real else torch.zeros(size)", "weights = None",
+        "tests/strategies/test_empty_draws.py::test_a_stand_in_contributes_exactly_nothing",
+    ),
+    _mutant(
+        "the sampling key goes into the checkpoint", STRATEGY,
+        '"position": self._position,', '"position": self._position, "key": self._key,',
+        "tests/strategies/test_resume.py::test_the_checkpoint_is_plain_python_and_holds_no_secret",
+    ),
+    _mutant(
+        "batch normalisation is accepted", "lightning_dp/strategies/refusals.py",
+        "found = _modules(s, _BatchNorm)", "found: list[str] = []",
+        "tests/strategies/test_refusals.py::test_is_refused_before_anything_happens",
+    ),
+    _mutant(
+        "the self-check does not look for coupled samples", "lightning_dp/strategies/selfcheck.py",
+        "        check.units_are_independent()\n", "",
+        "tests/strategies/test_selfcheck.py::test_is_stopped_before_the_first_step",
+    ),
+    _mutant(
+        "the self-check does not look at buffers", "lightning_dp/strategies/selfcheck.py",
+        "        check.buffers_are_not_written()\n", "",
+        "tests/strategies/test_selfcheck.py::test_is_stopped_before_the_first_step",
+    ),
+)  # fmt: skip
+
+MUTANTS: tuple[Mutant, ...] = (
+    *CLIPPING_FAULTS,
+    *NOISE_FAULTS,
+    *LEAK_FAULTS,
+    *SAMPLING_FAULTS,
+    *ACCOUNTING_FAULTS,
+    *STRATEGY_FAULTS,
+)
