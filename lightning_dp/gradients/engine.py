@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -96,7 +97,7 @@ class GradientEngine:
         self._taps = Taps(module)
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._bound = 0.0
-        self._folds: dict[str, int] = {}
+        self._folds: dict[tuple[str, int], int] = {}
 
     def __enter__(self) -> GradientEngine:
         return self
@@ -123,6 +124,11 @@ class GradientEngine:
     @contextmanager
     def recording(self, num_units: int | UnitMap, weights: Tensor | None = None) -> Iterator[None]:
         """Privatises the one backward pass that runs inside the block. Several blocks add up: physical batches.
+
+        The rows of a unit are found by position: axis 0 of every layer must be the batch axis. A layer that sees another
+        number of rows per unit than before is refused, so misplaced axes surface as soon as the batch size varies, as it
+        does under Poisson sampling; in a loop with a constant batch size they may not. With a ragged map of rows the loss
+        must be the mean over units of each unit's own mean: a mean over rows would scale a unit by the others' rows.
 
         Args:
             num_units: units in this physical batch, or their map to rows.
@@ -193,7 +199,10 @@ class GradientEngine:
     def _add(self, records: Sequence[Record], units: UnitMap, weights: Tensor | None) -> None:
         self._bound = max(self._bound, self.clipping.sensitivity)
         uses: dict[nn.Parameter, list[Contribution]] = {}
+        calls: Counter[str] = Counter()
         for record in records:
+            self._check_fold(record, calls[record.name], units)
+            calls[record.name] += 1
             for name, contribution in self._contributions(record, units).items():
                 uses.setdefault(record.trainable[name], []).append(contribution)
         group = self._groups()
@@ -222,7 +231,6 @@ class GradientEngine:
     def _contributions(self, record: Record, units: UnitMap) -> Mapping[str, Contribution]:
         dtype = self._accumulation_dtype()
         present = [g for g in record.grads if g is not None]
-        self._check_fold(record, present[0], units)
         parameters = {name: p.detach() for name, p in record.trainable.items()}
         if record.mixed is not None:
             return mixed_call_rule(record.mixed, parameters, record.outputs[0], present[0], units, record.name)
@@ -236,16 +244,18 @@ class GradientEngine:
         x = x.to(dtype) if x.is_floating_point() else x
         return rule(record.module, x, present[0].to(dtype), units, frozenset(record.trainable), record.name)
 
-    def _check_fold(self, record: Record, grad: Tensor, units: UnitMap) -> None:
+    def _check_fold(self, record: Record, call: int, units: UnitMap) -> None:
         """A layer whose rows per unit change from batch to batch does not have the batch on axis 0."""
-        if grad.dim() == 0:
+        grad = next(g for g in record.grads if g is not None)
+        if grad.dim() == 0 or units.rows is not None:
             return
         fold = units.fold(grad.shape[0], record.name)
-        if units.rows is None and self._folds.setdefault(record.name, fold) != fold:
+        before = self._folds.setdefault((record.name, call), fold)
+        if before != fold:
             raise PrivacyError(
-                f"{record.name} saw {fold} rows for each privacy unit, and {self._folds[record.name]} before: its axis 0 "
-                "is not the batch axis (an embedding of torch.arange, a sequence-first layout), so rows cannot be "
-                "assigned to units. Use batch-first layouts and expand shared tensors to one row per sample."
+                f"{record.name} saw {fold} rows for each privacy unit, and {before} before: its axis 0 is not the batch axis "
+                "(an embedding of torch.arange, a sequence-first layout), so rows cannot be assigned to units. Use "
+                "batch-first layouts and expand shared tensors to one row per sample."
             )
 
     def _refuse_leaks(self) -> None:
@@ -263,7 +273,8 @@ class GradientEngine:
                 f"autograd sent a gradient to {', '.join(leaked)} that did not pass through the layer that owns it, so "
                 "it is neither clipped nor noised. Usual causes: a weight used by a function outside its module "
                 "(F.linear(x, other.weight)), a regulariser inside the loss (use the optimizer's weight_decay), or "
-                "nn.MultiheadAttention and recurrent layers, which read their weights themselves."
+                "recurrent layers, which read their weights themselves, or activation checkpointing with use_reentrant=True "
+                "(use_reentrant=False works)."
             )
 
     def _groups(self) -> dict[nn.Parameter, int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients import Clipping, GradientEngine, UnitMap
 from tests.gradients import networks as net
-from tests.gradients.oracle import clipped_sum, layer_numbers, relative_error
+from tests.gradients.oracle import clipped_sum, layer_numbers, relative_error, squared_loss, unit_gradients
 
 # Networks of every kind of rule: fused rules, the generic rule, bare parameters, folded axes.
 NAMES = [
@@ -206,3 +206,25 @@ def test_a_wrong_axis_that_divides_evenly_is_caught_when_the_batch_size_changes(
         engine.backward(module(torch.randn(4, 8, 4)).square().mean(), 4)
         with pytest.raises(PrivacyError, match="axis 0 is not the batch axis"):
             engine.backward(module(torch.randn(2, 8, 4)).square().mean(), 2)
+
+
+def test_one_layer_at_two_folds_in_a_pass_is_allowed() -> None:
+    """The same layer on whole samples and on their two halves: each call keeps its own number of rows per unit."""
+
+    class TwoFolds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            halves = self.layer(x.reshape(-1, 3)).reshape(len(x), 2, 3).sum(1)
+            return self.layer(halves)
+
+    module = TwoFolds()
+    with GradientEngine(module, Clipping(0.5), noise_multiplier=0.0, expected_batch_size=1) as engine:
+        for size in (4, 3):
+            x, y = torch.randn(size, 6), torch.linspace(-1, 1, size)
+            engine.backward(squared_loss(module, x, y), size)
+            truth = clipped_sum(unit_gradients(module, squared_loss, x, y), 0.5, "flat", [0, 0])
+            assert relative_error(engine.clipped_sum(), truth) < 2e-5
+            engine.discard()
