@@ -221,10 +221,10 @@ def test_one_layer_at_two_folds_in_a_pass_is_allowed() -> None:
             return self.layer(halves)
 
     module = TwoFolds()
+    batches = [(torch.randn(size, 6), torch.linspace(-1, 1, size)) for size in (4, 3)]
+    truths = [clipped_sum(unit_gradients(module, squared_loss, x, y), 0.5, "flat", [0, 0]) for x, y in batches]
     with GradientEngine(module, Clipping(0.5), noise_multiplier=0.0, expected_batch_size=1) as engine:
-        for size in (4, 3):
-            x, y = torch.randn(size, 6), torch.linspace(-1, 1, size)
-            engine.backward(squared_loss(module, x, y), size)
-            truth = clipped_sum(unit_gradients(module, squared_loss, x, y), 0.5, "flat", [0, 0])
+        for (x, y), truth in zip(batches, truths, strict=True):
+            engine.backward(squared_loss(module, x, y), len(x))
             assert relative_error(engine.clipped_sum(), truth) < 2e-5
             engine.discard()
