@@ -18,12 +18,13 @@ from lightning_dp.cli import command_line
 
 
 def measure(config: str, seed: int, metric: str, overrides: list[str]) -> tuple[float, float, str]:
-    """One run: the test metric, seconds for data, training and accounting, and what was spent."""
+    """One run: the metric, seconds for data, training and accounting, and what was spent."""
     start = time.perf_counter()
     arguments = [f"--config={config}", f"--seed_everything={seed}", "--trainer.enable_progress_bar=false", *overrides]
     run = command_line(arguments, run=False)
     run.trainer.fit(run.model, run.datamodule)
-    (result,) = run.trainer.test(run.model, run.datamodule, verbose=False)
+    evaluate = run.trainer.validate if metric.startswith("val") else run.trainer.test
+    (result,) = evaluate(run.model, run.datamodule, verbose=False)
     return result[metric], time.perf_counter() - start, str(run.trainer.strategy.privacy_spent())
 
 

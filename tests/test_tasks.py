@@ -69,7 +69,9 @@ def test_learns_and_reports_the_accuracy_over_all_samples(tmp_path: Path, optimi
 
 def test_no_training_number_is_released(tmp_path: Path) -> None:
     watch = _Watch()
-    _trainer(tmp_path, watch, max_epochs=2).fit(ClassificationTask(nn.Linear(4, 3), num_classes=3), _loader(), _loader(seed=1))
+    _trainer(tmp_path, watch, max_epochs=2).fit(
+        ClassificationTask(nn.Linear(4, 3), num_classes=3), _loader(), _loader(seed=1)
+    )
     assert watch.train_names <= {"val/accuracy", "val/loss"}
 
 
@@ -88,7 +90,9 @@ def test_constant_schedule(tmp_path: Path) -> None:
 
 
 def test_predict_gives_probabilities(tmp_path: Path) -> None:
-    outputs = _trainer(tmp_path, _Watch(), max_epochs=1).predict(ClassificationTask(nn.Linear(4, 3), num_classes=3), _loader())
+    outputs = _trainer(tmp_path, _Watch(), max_epochs=1).predict(
+        ClassificationTask(nn.Linear(4, 3), num_classes=3), _loader()
+    )
     assert outputs is not None
     probabilities = torch.cat([output for output in outputs if isinstance(output, torch.Tensor)])
     torch.testing.assert_close(probabilities.sum(1), torch.ones(50))

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from lightning_dp.models.mlp import TanhMLP
 from lightning_dp.models.scattering import ScatteringTransform
-from lightning_dp.models.small import TemperedSigmoid
+from lightning_dp.models.small import FlatLinear, TemperedCNN, TemperedSigmoid
 
-__all__ = ("ScatteringTransform", "TanhMLP", "TemperedSigmoid")
+__all__ = ("FlatLinear", "ScatteringTransform", "TanhMLP", "TemperedCNN", "TemperedSigmoid")

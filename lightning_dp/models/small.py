@@ -1,4 +1,4 @@
-"""Small image networks that train well under per-sample clipping and noise."""
+"""Small networks that train well under per-sample clipping and noise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ("TemperedCNN", "TemperedSigmoid")
+__all__ = ("FlatLinear", "SlidingMax", "TemperedCNN", "TemperedSigmoid")
 
 
 class TemperedSigmoid(nn.Module):
@@ -34,6 +34,47 @@ class TemperedSigmoid(nn.Module):
     def extra_repr(self) -> str:
         """The three constants."""
         return f"scale={self.scale}, temperature={self.temperature}, offset={self.offset}"
+
+
+class SlidingMax(nn.Module):
+    """Maximum over windows of 2 x 2 pixels in steps of one, as ``nn.MaxPool2d(2, 1)``, several times faster on a CPU.
+
+    Where the maximum is attained twice, which bounded activations in saturation do, the gradient is shared.
+
+    Shape:
+        ``(..., H, W)`` -> ``(..., H - 1, W - 1)``.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maximum of each pixel and its right, lower and lower right neighbours."""
+        x = torch.maximum(x[..., :-1], x[..., 1:])
+        return torch.maximum(x[..., :-1, :], x[..., 1:, :])
+
+
+class FlatLinear(nn.Module):
+    """A linear classifier on flattened inputs, starting from zero: every class equally likely, no random direction.
+
+    On fixed features this is a convex problem. Under differential privacy its per-sample gradient norms cost next to
+    nothing, and large batches of precomputed features are cheap (Tramer & Boneh 2021, arXiv 2011.11660).
+
+    Args:
+        in_features: Elements of a sample.
+        num_classes: Number of classes.
+
+    Shape:
+        ``(N, ...)`` with ``in_features`` elements a sample -> ``(N, num_classes)``.
+    """
+
+    def __init__(self, in_features: int, num_classes: int = 10) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, num_classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.linear(x.flatten(1))
+        return logits
 
 
 class TemperedCNN(nn.Module):
@@ -68,7 +109,7 @@ class TemperedCNN(nn.Module):
             layers.append(conv)
             if group_norm:
                 layers.append(nn.GroupNorm(conv.out_channels // 4, conv.out_channels))
-            layers += [activation(), nn.MaxPool2d(2, 1)]
+            layers += [activation(), SlidingMax()]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 32), activation(), nn.Linear(32, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -95,13 +95,15 @@ class Budget:
         return self._event
 
     def share_segment(self, segment: str) -> None:
-        """Gives the ledger of a rank, still empty, the name that rank 0's has.
+        """Gives the ledger of a rank that has charged nothing itself the name that rank 0's has.
 
         All ranks take part in the same steps. Under names of their own, a checkpoint of rank 0 would count these steps
         again on the others, and ranks that disagree on the budget would not stop together.
         """
-        if not self.ledger.entries:
+        old = self.ledger.state_dict()
+        if segment != self.ledger.segment and self.ledger.segment not in old["segments"]:
             self.ledger = PrivacyLedger(segment)
+            self.ledger.merge(old)
 
     def settle(self, sampler: AccountedSampler, steps: float, start: int = 0) -> None:
         """Fixes delta and the noise for ``steps`` planned steps of ``sampler`` from ``start`` on, and how many of them are affordable.

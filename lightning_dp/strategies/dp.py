@@ -21,6 +21,7 @@ from typing_extensions import override
 from lightning_dp import _compat
 from lightning_dp.accounting import PrivacyLedger, PrivacySettings, PrivacySpent
 from lightning_dp.accounting.accountants import AccountantName
+from lightning_dp.accounting.events import Sampling
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.gradients import Clipping, ClippingName, GradientEngine, LossReduction, NoiseSource
 from lightning_dp.sampling import (
@@ -35,7 +36,6 @@ from lightning_dp.sampling import (
     new_key,
     why_not_private,
 )
-from lightning_dp.accounting.events import Sampling
 from lightning_dp.strategies.budget import Budget
 from lightning_dp.strategies.processes import ProcessStrategy, StartMethod
 from lightning_dp.strategies.refusals import Subject, refuse
@@ -279,8 +279,8 @@ class DPStrategy(ProcessStrategy):
         if moved is None and self._trainer.training:
             # Lightning would skip the step, and every later batch would be paired with the draw before its own.
             raise PrivacyError(
-                "collate_fn or a batch-transfer hook turned a training batch into None, which skips the step because of "
-                "what its samples are. Always return a batch; give unusable samples a loss of zero instead."
+                "collate_fn or a batch-transfer hook turned a training batch into None, which skips the step because "
+                "of what its samples are. Always return a batch; give unusable samples a loss of zero instead."
             )
         return moved
 
@@ -298,15 +298,17 @@ class DPStrategy(ProcessStrategy):
         self._position = self._step.step + 1
         if not self._settled:  # the loader was reloaded and its data set or batch size is another one
             self._settle()
-            assert self._engine is not None and self._sampler is not None
+            assert self._engine is not None
+            assert self._sampler is not None
             self._engine.expected_batch_size = float(self._sampler.expected_batch_size)
 
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if self._step is None:
             raise PrivacyError(
-                "the closure was evaluated after its gradient had been released (an optimizer that calls it several times "
-                "in one step, as LBFGS or SAM does): only the first evaluation is accounted. Use a first-order optimizer."
+                "the closure was evaluated after its gradient had been released (an optimizer that calls it several "
+                "times in one step, as LBFGS or SAM does): only the first evaluation is accounted. Use a first-order "
+                "optimizer."
             )
         output = super().training_step(*args, **kwargs)
         if output is None or (isinstance(output, dict) and output.get("loss") is None):
@@ -322,8 +324,8 @@ class DPStrategy(ProcessStrategy):
             raise PrivacyError("backward was called outside the private training step; its gradient is not accounted")
         if self._chunks_done != self._chunk:
             raise PrivacyError(
-                "the closure was evaluated twice on one batch, so each sample would count twice, clipped once. Call either "
-                "optimizer.step(closure=closure), or closure() and then optimizer.step(), in optimizer_step."
+                "the closure was evaluated twice on one batch, so each sample would count twice, clipped once. Call "
+                "either optimizer.step(closure=closure), or closure() and then optimizer.step(), in optimizer_step."
             )
         self._chunks_done += 1
         size, real = self._step.sizes[self._chunk], self._step.real[self._chunk]
@@ -338,8 +340,8 @@ class DPStrategy(ProcessStrategy):
     ) -> Any:
         if self._engine is None or self._step is None:
             raise PrivacyError(
-                "an optimizer step was requested outside the private training step (a second step on one batch, or a step "
-                "outside fit); nothing would privatise its gradient"
+                "an optimizer step was requested outside the private training step (a second step on one batch, or a "
+                "step outside fit); nothing would privatise its gradient"
             )
         self._budget.charge(self._step.step)
 

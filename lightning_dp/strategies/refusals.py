@@ -226,8 +226,8 @@ def manual_optimization(s: Subject) -> str | None:
 def dataloader_iterator(s: Subject) -> str | None:
     if is_param_in_hook_signature(s.module.training_step, "dataloader_iter", explicit=True):
         return (
-            "training_step(dataloader_iter) fetches batches by itself, any number for one step, so which samples a step "
-            "used is unknown. Take the batch as the argument: training_step(self, batch, batch_idx)."
+            "training_step(dataloader_iter) fetches batches by itself, any number for one step, so which samples a "
+            "step used is unknown. Take the batch as the argument: training_step(self, batch, batch_idx)."
         )
     return None
 
@@ -459,8 +459,8 @@ def scheduler_monitors(s: Subject) -> str | None:
     watched = [m for m in monitors if isinstance(m, str) and _names_training(m)]
     if watched:
         return (
-            f"a learning-rate scheduler monitors {_listed(watched)}, a number computed from training data without noise, "
-            "and the learning rate shows what it was. Monitor a metric of held-out data (val_...), or use a scheduler that "
-            "follows the step count."
+            f"a learning-rate scheduler monitors {_listed(watched)}, a number computed from training data without "
+            "noise, and the learning rate shows what it was. Monitor a metric of held-out data (val_...), or use a "
+            "scheduler that follows the step count."
         )
     return None

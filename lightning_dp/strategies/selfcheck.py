@@ -54,7 +54,7 @@ def check_module(
         PrivacyError: naming the module or the layer, and the fix.
     """
     twin = _muted_copy(module)
-    # Loading, collating and transforming samples draws random numbers too: the user's streams go on as if no check had run.
+    # Loading and transforming samples draws random numbers too: the user's streams go on as if no check had run.
     with isolate_rng(include_cuda=module.device.type == "cuda"):
         # Spread over the data set: in one that is sorted by class, the first samples are too alike to show a coupling.
         n = len(dataset)
@@ -111,7 +111,7 @@ class _Checks:
         )
 
     def units_are_independent(self) -> None:
-        """(a) A sample's gradient beside one set of other samples, beside another, and alone; for up to three samples."""
+        """(a) A sample's gradient beside some other samples, beside others, and alone; for up to three samples."""
         last = len(self.samples) - 1
         units = sorted({0, last // 2, last})  # several: one may be silent (a padded sample, a saturated loss)
         others = {unit: [i for i in range(last + 1) if i != unit] for unit in units}
@@ -122,13 +122,15 @@ class _Checks:
                     self._one_of(unit, others[unit][-2:]),
                     "the gradient of one sample changes by {error:.1%} when the other samples of its batch change, so "
                     "clipping it bounds nothing. Something couples the samples: a normalisation over the batch, a "
-                    "contrastive or ranking loss, a mean over valid tokens, class weights taken from the batch. Make the "
-                    "loss a mean over samples of terms that depend on one sample each.",
+                    "contrastive or ranking loss, a mean over valid tokens, class weights taken from the batch. Make "
+                    "the loss a mean over samples of terms that depend on one sample each.",
                 )
         modes = {child: child.training for child in self.module.modules()}
         self.module.eval()  # dropout off: batches of different size draw different masks
         try:
-            if last >= 1 and not self._is_random():
+            if last >= 1 and self._is_random():
+                self._compare_sizes()
+            elif last >= 1:
                 for unit in units:
                     self._compare_with_alone(unit, others[unit][:2])
         finally:
@@ -140,26 +142,38 @@ class _Checks:
         if _error(beside, alone) <= self.tolerance:
             return
         if _error(beside, alone * size) <= self.tolerance or _error(beside, alone / size) <= self.tolerance:
-            right = "sum" if self.loss_reduction == "mean" else "mean"
-            raise PrivacyError(
-                f"training_step returns the {right} of the samples' losses, but loss_reduction={self.loss_reduction!r}: "
-                "the number of samples drawn, which is private, would scale every gradient before it is clipped. Use "
-                f"DPStrategy(loss_reduction={right!r})."
-            )
+            raise PrivacyError(self._wrong_reduction())
         self._compare(
             beside,
             alone,
-            "the gradient of one sample alone and beside others differs by {error:.1%}: the loss couples the samples of a "
-            "batch or depends on how many there are. Make it a mean over samples of terms that depend on one sample each.",
+            "the gradient of one sample alone and beside others differs by {error:.1%}: the loss couples the samples "
+            "of a batch or depends on how many there are. Make it a mean over samples of terms that depend on one sample "
+            "each.",
+        )
+
+    def _compare_sizes(self) -> None:
+        """Mean or sum, for a step that is always random: by the loss of one sample and of the same three times."""
+        one = sum(abs(float(self.loss([0], seed).detach())) for seed in range(8))
+        three = sum(abs(float(self.loss([0, 0, 0], seed).detach())) for seed in range(8))
+        grows = three > 3**0.5 * one
+        if one > 0 and grows == (self.loss_reduction == "mean"):
+            raise PrivacyError(self._wrong_reduction())
+
+    def _wrong_reduction(self) -> str:
+        right = "sum" if self.loss_reduction == "mean" else "mean"
+        return (
+            f"training_step returns the {right} of the samples' losses, but loss_reduction={self.loss_reduction!r}: "
+            "the number of samples drawn, which is private, would scale every gradient before it is clipped. Use "
+            f"DPStrategy(loss_reduction={right!r})."
         )
 
     def _one_of(self, unit: int, others: Sequence[int]) -> Tensor:
         return self.private_gradient([unit, *others], [1.0] + [0.0] * len(others))
 
-    def loss(self, rows: Sequence[int]) -> Tensor:
-        torch.manual_seed(0)
-        np.random.seed(0)
-        random.seed(0)
+    def loss(self, rows: Sequence[int], seed: int = 0) -> Tensor:
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
         batch = self.transfer(self.collate([self.samples[i] for i in rows]))
         with torch.enable_grad():
             output = self.run_step(self.module, batch)
@@ -230,9 +244,9 @@ def _muted_copy(module: LightningModule) -> LightningModule:
         twin = copy.deepcopy(module, _detached_copies(module))
     except Exception as error:
         raise PrivacyConfigError(
-            f"the self-check works on a deep copy of the module, which cannot be made ({type(error).__name__}: {error}). Keep "
-            "locks, files and connections out of the module's attributes, or use DPStrategy(self_check=False) once the same "
-            "network has passed the check."
+            f"the self-check works on a deep copy of the module, which cannot be made "
+            f"({type(error).__name__}: {error}). Keep locks, files and connections out of the module's attributes, or "
+            "use DPStrategy(self_check=False) once the same network has passed the check."
         ) from error
     twin.__dict__["log"] = twin.__dict__["log_dict"] = _silence
     twin.trainer = module.trainer

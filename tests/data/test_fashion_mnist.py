@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lightning.pytorch.utilities.model_helpers import is_overridden
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import RandomSampler
 
 from lightning_dp.data import fashion_mnist
@@ -45,7 +45,9 @@ def test_pixels_are_the_bytes_over_255(tmp_path: Path, below: str, compressed: b
     module.prepare_data()
     module.setup("fit")
     images, labels = module.train_dataloader().dataset[:]
-    assert images.shape == (40, 1, 28, 28) and images.dtype == torch.float32 and labels.dtype == torch.int64
+    assert images.shape == (40, 1, 28, 28)
+    assert images.dtype == torch.float32
+    assert labels.dtype == torch.int64
     np.testing.assert_array_equal(images[:, 0].numpy() * 255, arrays["train-images-idx3-ubyte"])
     np.testing.assert_array_equal(labels.numpy(), arrays["train-labels-idx1-ubyte"])
     assert not is_overridden("val_dataloader", module)
@@ -60,7 +62,8 @@ def test_validation_is_held_out_of_training(tmp_path: Path) -> None:
     seen = {image.numpy().tobytes() for image, _ in train.dataset}
     assert not seen & {image.numpy().tobytes() for image, _ in val.dataset}
     np.testing.assert_array_equal(np.bincount(val.dataset.tensors[1].numpy()), np.ones(10))
-    assert isinstance(train.sampler, RandomSampler) and not isinstance(val.sampler, RandomSampler)
+    assert isinstance(train.sampler, RandomSampler)
+    assert not isinstance(val.sampler, RandomSampler)
 
 
 def test_scattering_features_are_those_of_each_image_alone(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def test_reads_images_in_row_major_order(tmp_path: Path, compressed: bool) -> No
     path = tmp_path / ("images.gz" if compressed else "images")
     path.write_bytes(gzip.compress(content) if compressed else content)
     array = read_idx(path, IMAGES_MAGIC)
-    assert array.dtype == np.uint8 and array.flags.writeable
+    assert array.dtype == np.uint8
+    assert array.flags.writeable
     np.testing.assert_array_equal(array, np.arange(24).reshape(2, 3, 4))
 
 

@@ -99,7 +99,8 @@ def test_shape_of_the_paper() -> None:
 
 def test_has_nothing_to_train_and_nothing_to_save() -> None:
     transform = ScatteringTransform()
-    assert not list(transform.parameters()) and not transform.state_dict()
+    assert not list(transform.parameters())
+    assert not transform.state_dict()
     before = {name: buffer.clone() for name, buffer in transform.named_buffers()}
     transform.train()(_images(3, 28))
     assert all(torch.equal(before[name], buffer) for name, buffer in transform.named_buffers())
@@ -127,14 +128,17 @@ def test_normalisation_is_within_an_image() -> None:
 @pytest.mark.parametrize("scales", [1, 2, 3])
 def test_frame_bound_is_one(scales: int) -> None:
     phi, psi = morlet_filter_bank((40, 32), scales, 6)
-    frequencies = torch.stack(torch.meshgrid(torch.arange(40), torch.arange(32), indexing="ij"), -1).view(-1, 2).tolist()
+    frequencies = (
+        torch.stack(torch.meshgrid(torch.arange(40), torch.arange(32), indexing="ij"), -1).view(-1, 2).tolist()
+    )
     energy = torch.tensor(
         [
             phi[y, x] ** 2 + 0.5 * (psi[:, :, y, x].square().sum() + psi[:, :, -y % 40, -x % 32].square().sum())
             for y, x in frequencies
         ]
     )
-    assert energy.max() == pytest.approx(1.0, abs=1e-6) and energy.min() > 0
+    assert energy.max() == pytest.approx(1.0, abs=1e-6)
+    assert energy.min() > 0
     assert psi[:, :, 0, 0].abs().max() < 1e-12  # wavelets have zero mean
 
 
@@ -165,7 +169,10 @@ def test_translation_by_the_grid_step_translates_the_features() -> None:
     image[..., 24:40, 24:40] = _images(1, 16)
     transform = ScatteringTransform((64, 64))
     torch.testing.assert_close(
-        transform(torch.roll(image, (4, -8), (-2, -1))), torch.roll(transform(image), (1, -2), (-2, -1)), atol=1e-5, rtol=0
+        transform(torch.roll(image, (4, -8), (-2, -1))),
+        torch.roll(transform(image), (1, -2), (-2, -1)),
+        atol=1e-5,
+        rtol=0,
     )
 
 

@@ -1,0 +1,82 @@
+"""Several experiments on the given number of processes; each rank writes what it saw. Arguments: folder, processes."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.strategies.helpers import Tiny, flat, loader, strategy, trainer
+
+WIDE = 25_000  # coordinates whose noise is looked at
+
+
+class Kept(Tiny):
+    """Keeps the gradients that the optimizer used, and logs with a reduction over the ranks."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.gradients: list[Tensor] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("train_loss_mean", loss, sync_dist=True, on_step=True, on_epoch=True)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.gradients.append(torch.cat([p.grad.flatten().clone() for p in self.parameters()]))
+
+
+class Silent(Kept):
+    """A loss without gradient: what is left is noise."""
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return self(x).sum() * 0.0
+
+
+def run(module: Kept, data: Any, fit: dict[str, Any], *, rewind: Path | None = None, **plugin: Any) -> dict[str, Any]:
+    private = strategy(timeout=timedelta(seconds=60), **plugin)
+    trained = trainer(private, **fit)
+    trained.fit(module, data)
+    if rewind is not None:
+        trained.save_checkpoint(rewind)
+        trained.fit_loop.max_epochs = 4
+        trained.fit(module, data, ckpt_path=rewind)
+    return {
+        "parameters": flat(module),
+        "gradients": torch.stack(module.gradients),
+        "sizes": module.sizes,
+        "steps": trained.global_step,
+        "ledger": private.ledger.steps,
+        "eps": private.privacy_spent().eps,
+        "noise_multiplier": private.noise_multiplier,
+        "sample_rate": private.settings().sample_rate,
+        "batches": trained.num_training_batches,
+        "rank": private.global_rank,
+    }
+
+
+def main(folder: Path, devices: int) -> None:
+    exact: dict[str, Any] = {"noise_multiplier": 0, "seed": 7, "max_grad_norm": 0.3}
+    one: dict[str, Any] = {"devices": devices, "max_epochs": 1}
+    two: dict[str, Any] = {"devices": devices, "max_epochs": 2}
+    usual, wide = loader(64, 16), Silent(net=nn.Linear(6, WIDE, bias=False))
+    rewind = folder / f"rewind-{devices}.ckpt"
+    found = {
+        "whole": run(Kept(momentum=0.9), usual, two, **exact),
+        "split": run(Kept(momentum=0.9), usual, two, physical_batch_size=3, **exact),
+        "sparse": run(Kept(), loader(30, 1), one, **exact),
+        "sparse_split": run(Kept(), loader(30, 2), one, physical_batch_size=1, **exact),
+        "noisy": run(Kept(), usual, two, eps=3),
+        "noise": run(wide, usual, {**one, "max_steps": 1}, noise_multiplier=3.0, max_grad_norm=0.5, self_check=False),
+        "rewound": run(Kept(), usual, two, rewind=rewind, noise_multiplier=1.0),
+    }
+    torch.save(found, folder / f"{devices}-{found['whole']['rank']}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
