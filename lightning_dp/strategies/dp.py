@@ -26,7 +26,6 @@ from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.gradients import Clipping, ClippingName, GradientEngine, LossReduction, NoiseSource
 from lightning_dp.sampling import (
     LogicalSampler,
-    LogicalStep,
     PoissonSampler,
     PrivateDataLoader,
     ShuffleSampler,
@@ -39,7 +38,9 @@ from lightning_dp.sampling import (
 from lightning_dp.strategies.budget import Budget
 from lightning_dp.strategies.processes import ProcessStrategy, StartMethod
 from lightning_dp.strategies.refusals import Subject, refuse
+from lightning_dp.strategies.messages import announcement, budget_is_spent, not_private
 from lightning_dp.strategies.selfcheck import check_module
+from lightning_dp.strategies.step import StepUnderWay
 
 __all__ = ("DPStrategy",)
 
@@ -142,9 +143,7 @@ class DPStrategy(ProcessStrategy):
         self._sampler: LogicalSampler | None = None
         self._loader: PrivateDataLoader | None = None
         self._engine: GradientEngine | None = None
-        self._step: LogicalStep | None = None
-        self._chunk = 0
-        self._chunks_done = 0
+        self._step = StepUnderWay()
         self._settled = False
         self._settled_at = 0
 
@@ -286,16 +285,10 @@ class DPStrategy(ProcessStrategy):
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self._step is not None and self._chunks_done:
-            raise PrivacyError(
-                "the last batch's gradient was accumulated but no optimizer step followed (an optimizer_step that only "
-                "calls the closure): a sample could count once for each batch it is in. Step on every batch, and use "
-                "DPStrategy(physical_batch_size=...) for memory."
-            )
         assert self._loader is not None
         # One draw for one batch, also where the module then skips it: a draw is never kept for another batch.
-        self._step, self._chunk, self._chunks_done = self._loader.take(), 0, 0
-        self._position = self._step.step + 1
+        self._step.begin(self._loader.take())
+        self._position = self._step.number + 1
         if not self._settled:  # the loader was reloaded and its data set or batch size is another one
             self._settle()
             assert self._engine is not None
@@ -304,46 +297,26 @@ class DPStrategy(ProcessStrategy):
 
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        if self._step is None:
-            raise PrivacyError(
-                "the closure was evaluated after its gradient had been released (an optimizer that calls it several "
-                "times in one step, as LBFGS or SAM does): only the first evaluation is accounted. Use a first-order "
-                "optimizer."
-            )
+        _ = self._step.draw  # refuses a step whose gradient was released before
         output = super().training_step(*args, **kwargs)
         if output is None or (isinstance(output, dict) and output.get("loss") is None):
             raise PrivacyError(
-                "training_step returned no loss. Skipping a batch depends on private data, and dropping it would let one "
-                "sample remove the others. Always return the loss; samples that are not finite are dropped one by one."
+                "training_step returned no loss. Skipping a batch depends on private data, and dropping it would let "
+                "one sample remove the others. Always return the loss; samples that are not finite are dropped one by one."
             )
         return output
 
     @override
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
-        if self._engine is None or self._step is None:
-            raise PrivacyError("backward was called outside the private training step; its gradient is not accounted")
-        if self._chunks_done != self._chunk:
-            raise PrivacyError(
-                "the closure was evaluated twice on one batch, so each sample would count twice, clipped once. Call "
-                "either optimizer.step(closure=closure), or closure() and then optimizer.step(), in optimizer_step."
-            )
-        self._chunks_done += 1
-        size, real = self._step.sizes[self._chunk], self._step.real[self._chunk]
-        # A stand-in keeps user code, logs and collectives in step on an empty draw; it must weigh exactly nothing.
-        weights = None if real else torch.zeros(size)
-        with self._engine.recording(size, weights):
+        size, weights = self._step.enter_backward()
+        with self._running_engine.recording(size, weights):
             return super().backward(closure_loss, optimizer, *args, **kwargs)
 
     @override
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any | None = None, **kwargs: Any
     ) -> Any:
-        if self._engine is None or self._step is None:
-            raise PrivacyError(
-                "an optimizer step was requested outside the private training step (a second step on one batch, or a "
-                "step outside fit); nothing would privatise its gradient"
-            )
-        self._budget.charge(self._step.step)
+        self._budget.charge(self._step.number)  # before the gradient exists: a crash over-counts, never under-counts
 
         def private_closure() -> Any:
             loss = closure()
@@ -420,6 +393,12 @@ class DPStrategy(ProcessStrategy):
         assert self.lightning_module is not None
         return self.lightning_module
 
+    @property
+    def _running_engine(self) -> GradientEngine:
+        if self._engine is None:
+            raise PrivacyError("the private training step was called outside fit; nothing would privatise its gradient")
+        return self._engine
+
     def _subject(self) -> Subject:
         calibrates = self._budget.eps is not None
         return Subject(self._trainer, self._module, tuple(self.optimizers), calibrates)
@@ -451,18 +430,15 @@ class DPStrategy(ProcessStrategy):
 
     def _finish_step(self, optimizer: Optimizer) -> None:
         """Runs the physical batches after the first, then turns the sum into the one private gradient."""
-        assert self._engine is not None
-        if self._step is None:
-            raise PrivacyError("the optimizer's closure did not run training_step, so there is no gradient to privatise")
-        for chunk, batch in enumerate(self._step.rest, start=1):
-            self._chunk, batch = chunk, self._transfer(batch)
-            _compat.set_logged_batch(self._trainer, batch)
-            arguments = _step_arguments(self._module, batch, self._trainer.fit_loop.batch_idx)
+        for chunk, batch in enumerate(self._step.draw.rest, start=1):
+            self._step.go_to(chunk)
+            moved = self._transfer(batch)
+            _compat.set_logged_batch(self._trainer, moved)
+            arguments = _step_arguments(self._module, moved, self._trainer.fit_loop.batch_idx)
             output = _compat.call_strategy_hook(self._trainer, "training_step", *arguments)
-            loss = output["loss"] if isinstance(output, dict) else output
-            self.backward(loss, optimizer)
-        self._step = None
-        self._engine.write_gradients(self.sum_over_ranks, (self.global_rank, self.world_size))
+            self.backward(output["loss"] if isinstance(output, dict) else output, optimizer)
+        self._step.end()
+        self._running_engine.write_gradients(self.sum_over_ranks, (self.global_rank, self.world_size))
 
     def _transfer(self, batch: Any) -> Any:
         batch = self.precision_plugin.convert_input(batch)
@@ -475,38 +451,20 @@ class DPStrategy(ProcessStrategy):
     def _stop(self) -> None:
         """Ends training after the last step that the budget covers, also where min_epochs or min_steps ask for more."""
         trainer = self._trainer
-        rank_zero_info(
-            f"The privacy budget eps={self._budget.eps:g} at delta={self._budget.delta:g} is spent after "
-            f"{self._position} steps: training stops here. More steps need a larger eps, or noise calibrated to more "
-            "steps from the start."
-        )
+        rank_zero_info(budget_is_spent(self.settings(), self._position))
         trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
         trainer.should_stop = True
 
-    def _announce(self, s: PrivacySettings) -> None:
-        if s.noise_multiplier == 0:
-            rank_zero_warn(
-                "noise_multiplier=0: gradients are clipped but not noised. This run is NOT private (eps = inf).",
-                category=PrivacyWarning,
-            )
-        if self._seed is not None:
-            rank_zero_warn(
-                "DPStrategy(seed=...) fixes the noise: whoever knows the seed can subtract it. This run is NOT private "
-                "and is for tests only.",
-                category=PrivacyWarning,
-            )
-        budget = "reports eps" if s.eps is None else f"eps <= {s.eps:g}"
-        rank_zero_info(
-            f"Differential privacy: {budget} at delta={s.delta:g}, add-or-remove-one; {s.sampling} sampling of "
-            f"{s.dataset_size} samples, expected batch size {s.expected_batch_size} over {self.world_size} process(es); "
-            f"noise multiplier {s.noise_multiplier:.4g}, {s.clipping} clipping at {s.max_grad_norm:g}; "
-            f"accountant {s.accountant}."
-        )
+    def _announce(self, settings: PrivacySettings) -> None:
+        for warning in not_private(settings, self._seed):
+            rank_zero_warn(warning, category=PrivacyWarning)
+        planned = self._trainer.estimated_stepping_batches
+        rank_zero_info(announcement(settings, self.world_size, planned))
 
     def _release(self) -> None:
         if self._engine is not None:
             self._engine.close()
-        self._engine, self._step = None, None
+        self._engine, self._step = None, StepUnderWay()
 
 
 def _step_arguments(module: LightningModule, batch: Any, batch_idx: int) -> tuple[Any, ...]:

@@ -1,0 +1,40 @@
+"""What a private run says about itself."""
+
+from __future__ import annotations
+
+from lightning_dp.accounting import PrivacySettings
+
+__all__ = ("announcement", "budget_is_spent", "not_private")
+
+
+def announcement(settings: PrivacySettings, world_size: int, planned_steps: float) -> str:
+    """The line at the start of training: everything that eps means, in one place."""
+    s = settings
+    budget = "reports eps" if s.eps is None else f"eps <= {s.eps:g}"
+    return (
+        f"Differential privacy: {budget} at delta={s.delta:g}, {s.relation.replace('_', '-')}; {s.sampling} sampling of "
+        f"{s.dataset_size} samples, expected batch size {s.expected_batch_size} over {world_size} process(es), "
+        f"{planned_steps:g} steps planned; noise multiplier {s.noise_multiplier:.4g}, {s.clipping} clipping at "
+        f"{s.max_grad_norm:g}; accountant {s.accountant}."
+    )
+
+
+def budget_is_spent(settings: PrivacySettings, steps: int) -> str:
+    """The line when the budget ends training."""
+    return (
+        f"The privacy budget eps={settings.eps:g} at delta={settings.delta:g} is spent after {steps} steps: training stops "
+        "here. More steps need a larger eps, or noise calibrated to more steps from the start."
+    )
+
+
+def not_private(settings: PrivacySettings, seed: int | None) -> list[str]:
+    """Warnings about settings that take the privacy away."""
+    found = []
+    if settings.noise_multiplier == 0:
+        found.append("noise_multiplier=0: gradients are clipped but not noised. This run is NOT private (eps = inf).")
+    if seed is not None:
+        found.append(
+            "DPStrategy(seed=...) fixes the noise: whoever knows the seed can subtract it. This run is NOT private and is "
+            "for tests only."
+        )
+    return found
