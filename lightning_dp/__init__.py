@@ -20,4 +20,6 @@ __all__ = ("DPStrategy", "PrivacyAccountant", "PrivacyConfigError", "PrivacyErro
 # Lightning has no entry points for strategies: a string exists once its package is imported. The guard makes a second
 # import (reload, notebooks) harmless. A string can carry only a default: eps = 8; any other budget needs the class.
 if "dp_sgd" not in StrategyRegistry:
-    StrategyRegistry.register("dp_sgd", DPStrategy, "DP-SGD with the default budget eps = 8 at delta = 1/(10 n)", eps=8.0)
+    StrategyRegistry.register(
+        "dp_sgd", DPStrategy, "DP-SGD with the default budget eps = 8 at delta = 1/(10 n)", eps=8.0
+    )

@@ -177,9 +177,7 @@ def test_what_is_allowed_is_not_reported(part: str, source: str) -> None:
 # A folder of somebody's machine; `/usr/share` is where a Debian package puts its data, the same everywhere.
 MACHINE_PATH = re.compile(r"(?<![\w./<>}-])/(?:home|root|Users|work|workspace|tmp|mnt|opt|srv)/[\w.-]+")
 # Packages are installed by name alone; where they come from is the business of each machine.
-PACKAGE_SOURCE = re.compile(
-    r"--(?:extra-)?index-url|--find-links|--trusted-host|pip install[^\n]*(?:https?://| git\+)"
-)
+PACKAGE_SOURCE = re.compile(r"--(?:extra-)?index-url|--find-links|--trusted-host|pip install[^\n]*(?:https?://| git\+)")
 # Code refers to a paper or to a licence, never to a server.
 ADDRESS = re.compile(r"https?://(?!arxiv\.org/|doi\.org/|www\.apache\.org/)")
 

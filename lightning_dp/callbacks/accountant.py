@@ -94,9 +94,15 @@ def summary_text(spent: PrivacySpent, settings: PrivacySettings, releases: list[
         ("sampling", f"{settings.sampling}, q = {settings.sample_rate:.4g}"),
         ("steps", f"{spent.steps}"),
         ("samples", f"n = {settings.dataset_size}, expected batch size {settings.expected_batch_size}"),
-        ("noise", f"multiplier {settings.noise_multiplier:.4g} on {settings.clipping} clipping at {settings.max_grad_norm:g}"),
+        (
+            "noise",
+            f"multiplier {settings.noise_multiplier:.4g} on {settings.clipping} clipping at {settings.max_grad_norm:g}",
+        ),
         ("accountant", spent.accountant),
-        ("membership attack", f"advantage <= {curve.membership_advantage:.3f}, TPR <= {curve.tpr(0.001):.3f} at FPR 0.001"),
+        (
+            "membership attack",
+            f"advantage <= {curve.membership_advantage:.3f}, TPR <= {curve.tpr(0.001):.3f} at FPR 0.001",
+        ),
     ]
     width = max(len(name) for name, _ in rows)
     lines = ["", "Differential privacy of this run", *(f"  {name:<{width}}  {value}" for name, value in rows)]

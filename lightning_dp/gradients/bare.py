@@ -42,7 +42,9 @@ class Expression:
         """The parameters that the value depends on."""
         if self.source is not None:
             return {self.source}
-        return {s for leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, Expression) for s in leaf.sources()}
+        return {
+            s for leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, Expression) for s in leaf.sources()
+        }
 
     def evaluate(self, parameters: Mapping[str, Tensor], rows: int, rows_per_unit: int) -> Tensor:
         """The value for one unit: where the call named the batch's ``rows``, it names the unit's instead."""

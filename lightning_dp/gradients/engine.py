@@ -161,7 +161,9 @@ class GradientEngine:
         """The sum of clipped gradients so far, one tensor for each of :meth:`trainable`. *Not* private."""
         return [self._sums[p] if p in self._sums else torch.zeros_like(p) for p in self.trainable()]
 
-    def write_gradients(self, reduce: Callable[[Tensor], Tensor] | None = None, shard: tuple[int, int] = (0, 1)) -> None:
+    def write_gradients(
+        self, reduce: Callable[[Tensor], Tensor] | None = None, shard: tuple[int, int] = (0, 1)
+    ) -> None:
         """Adds the noise, divides by the expected batch size, writes ``.grad`` and starts the next logical step.
 
         Args:
@@ -172,7 +174,9 @@ class GradientEngine:
         """
         parameters = self.trainable()
         for group in _same_kind(parameters):
-            flat = torch.cat([self._sums[p].flatten() if p in self._sums else torch.zeros_like(p).flatten() for p in group])
+            flat = torch.cat(
+                [self._sums[p].flatten() if p in self._sums else torch.zeros_like(p).flatten() for p in group]
+            )
             rank, world_size = shard
             start, stop = flat.numel() * rank // world_size, flat.numel() * (rank + 1) // world_size
             # A bound lowered since (a schedule) does not bound what was summed before.

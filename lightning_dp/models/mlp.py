@@ -30,7 +30,9 @@ class TanhMLP(nn.Module):
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
         if len(widths) < 2:
-            raise PrivacyConfigError(f"TanhMLP needs the sizes of its input and its output at least, got {list(widths)}")
+            raise PrivacyConfigError(
+                f"TanhMLP needs the sizes of its input and its output at least, got {list(widths)}"
+            )
         layers: list[nn.Module] = [nn.Flatten()]
         for size_in, size_out in zip(widths[:-1], widths[1:], strict=True):
             layers += [nn.Linear(size_in, size_out), nn.Tanh()]

@@ -55,6 +55,4 @@ def build_private_loader(
             "the sampling rate in the accounting would not be the one in force. Make a sampler for this "
             "data set."
         )
-    return PrivateDataLoader(
-        loader, LogicalBatchSampler(sampler, rank, world_size, physical_batch_size, position)
-    )
+    return PrivateDataLoader(loader, LogicalBatchSampler(sampler, rank, world_size, physical_batch_size, position))

@@ -86,6 +86,7 @@ class LogicalCollate:
         self.collate_fn = collate_fn
 
     def __call__(self, fetched: Any) -> LogicalBatch:
+        """Collates each chunk by itself; never an empty one."""
         draw: RankDraw = fetched.draw
         batches = [self.collate_fn(chunk) for chunk in fetched.samples]
         return LogicalBatch(draw.step, draw.sizes, draw.real, batches)

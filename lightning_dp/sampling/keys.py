@@ -74,7 +74,5 @@ def stream(key: bytes, domain: int, index: int) -> np.random.Generator:
         domain: separates users of one key, so that no two of them ever see the same stream.
         index: step or pass, >= 0.
     """
-    seeds = np.random.SeedSequence(
-        int.from_bytes(key, "big"), spawn_key=(domain, index), pool_size=_POOL_WORDS
-    )
+    seeds = np.random.SeedSequence(int.from_bytes(key, "big"), spawn_key=(domain, index), pool_size=_POOL_WORDS)
     return np.random.Generator(np.random.PCG64DXSM(seeds))

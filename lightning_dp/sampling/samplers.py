@@ -114,9 +114,7 @@ class LogicalSampler(ABC):
 
     def event(self, noise_multiplier: float) -> GaussianEvent:
         """Return one composition as accountants see it; noise_multiplier = noise std / clipping norm C."""
-        return GaussianEvent(
-            noise_multiplier=noise_multiplier, sample_rate=self.sample_rate, sampling=self.sampling
-        )
+        return GaussianEvent(noise_multiplier=noise_multiplier, sample_rate=self.sample_rate, sampling=self.sampling)
 
     def __repr__(self) -> str:
         # The key stays out: representations end up in logs.

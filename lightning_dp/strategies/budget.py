@@ -106,7 +106,7 @@ class Budget:
             self.ledger.merge(old)
 
     def settle(self, sampler: AccountedSampler, steps: float, start: int = 0) -> None:
-        """Fixes delta and the noise for ``steps`` planned steps of ``sampler`` from ``start`` on, and how many of them are affordable.
+        """Fixes delta and the noise for ``steps`` planned steps of ``sampler`` from ``start`` on, and what is affordable.
 
         Noise that was calibrated before (an earlier ``fit``, a checkpoint) stays as it is; the budget then ends the run.
 

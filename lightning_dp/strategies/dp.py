@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
-from torch.optim import Optimizer
-from typing_extensions import override
 
-from lightning_dp import _compat
-from lightning_dp.accounting import PrivacyLedger, PrivacySettings, PrivacySpent
 from lightning_dp.accounting.accountants import AccountantName
 from lightning_dp.accounting.events import Sampling
-from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
-from lightning_dp.gradients import Clipping, ClippingName, GradientEngine, LossReduction, NoiseSource
-from lightning_dp.sampling import (
-    LogicalSampler,
-    PoissonSampler,
-    PrivateDataLoader,
-    ShuffleSampler,
-    build_private_loader,
-    key_from_seed,
-    loader_batch_size,
-    new_key,
-    why_not_private,
-)
+from lightning_dp.gradients import Clipping, ClippingName, LossReduction
+from lightning_dp.strategies.base import PrivateTrainingStrategy
 from lightning_dp.strategies.budget import Budget
-from lightning_dp.strategies.processes import ProcessStrategy, StartMethod
-from lightning_dp.strategies.refusals import Subject, refuse
-from lightning_dp.strategies.messages import announcement, budget_is_spent, not_private
-from lightning_dp.strategies.selfcheck import check_module
-from lightning_dp.strategies.step import StepUnderWay
+from lightning_dp.strategies.processes import Processes, StartMethod
 
 __all__ = ("DPStrategy",)
 
-CHECKPOINT_KEY = "lightning_dp"
 
-
-class DPStrategy(ProcessStrategy):
+class DPStrategy(PrivateTrainingStrategy):
     """Trains any LightningModule by DP-SGD, on one device or on several, without changing it.
 
     **Guarantee**: the sequence of parameters, and everything computed from it, is (eps, delta)-differentially private
@@ -117,361 +89,22 @@ class DPStrategy(ProcessStrategy):
         start_method: StartMethod = "popen",
     ) -> None:
         super().__init__(
-            accelerator=accelerator,
-            parallel_devices=parallel_devices,
-            cluster_environment=cluster_environment,
-            checkpoint_io=checkpoint_io,
-            precision_plugin=precision_plugin,
-            process_group_backend=process_group_backend,
-            timeout=timeout,
-            start_method=start_method,
+            "dp_sgd",
+            Budget(eps, delta, noise_multiplier, accountant),
+            Clipping(max_grad_norm, clipping),
+            sampling=sampling,
+            physical_batch_size=physical_batch_size,
+            loss_reduction=loss_reduction,
+            self_check=self_check,
+            seed=seed,
+            processes=Processes(
+                accelerator,
+                parallel_devices,
+                cluster_environment,
+                checkpoint_io,
+                precision_plugin,
+                process_group_backend,
+                timeout,
+                start_method,
+            ),
         )
-        self._budget = Budget(eps, delta, noise_multiplier, accountant)
-        self._clipping = Clipping(max_grad_norm, clipping)
-        if sampling not in ("poisson", "shuffle"):
-            raise PrivacyConfigError(f"unknown sampling {sampling!r}; choose 'poisson' or 'shuffle'")
-        whole = isinstance(physical_batch_size, int) and not isinstance(physical_batch_size, bool)
-        if physical_batch_size is not None and not (whole and physical_batch_size >= 1):
-            raise PrivacyConfigError(f"physical_batch_size={physical_batch_size!r} must be a whole number >= 1, or None")
-        if loss_reduction not in ("mean", "sum"):
-            raise PrivacyConfigError(f"unknown loss_reduction {loss_reduction!r}; choose 'mean' or 'sum'")
-        self._sampling, self._physical_batch_size = sampling, physical_batch_size
-        self._loss_reduction: LossReduction = loss_reduction
-        self._self_check, self._seed = self_check, seed
-        self._key: bytes | None = None
-        self._position = 0
-        self._sampler: LogicalSampler | None = None
-        self._loader: PrivateDataLoader | None = None
-        self._engine: GradientEngine | None = None
-        self._step = StepUnderWay()
-        self._settled = False
-        self._settled_at = 0
-
-    # --- what a run reports -------------------------------------------------------------------------------------------
-
-    @property
-    def ledger(self) -> PrivacyLedger:
-        """Everything that was spent, append-only."""
-        return self._budget.ledger
-
-    @property
-    def noise_multiplier(self) -> float:
-        """Noise standard deviation over ``max_grad_norm``, calibrated if need be once the training data are known."""
-        self._settle()
-        return self._budget.noise_multiplier
-
-    @property
-    def engine(self) -> GradientEngine | None:
-        """The gradient engine while ``fit`` runs."""
-        return self._engine
-
-    def privacy_spent(self) -> PrivacySpent:
-        """What was spent so far, an upper bound; by the chosen accountant."""
-        return self._budget.spent()
-
-    def epsilon(self) -> float:
-        """An upper bound on eps so far, cheap enough to be shown in every step."""
-        return self._budget.epsilon()
-
-    def settings(self) -> PrivacySettings:
-        """The public facts of the run. Raises PrivacyError before the training data are known."""
-        self._settle()
-        if self._sampler is None:
-            raise PrivacyError("the training data are not known yet, so neither are the sampling rate and the noise")
-        return PrivacySettings(
-            mechanism="dp_sgd",
-            delta=self._budget.delta,
-            noise_multiplier=self._budget.noise_multiplier,
-            max_grad_norm=self._clipping.max_grad_norm,
-            clipping=self._clipping.name,
-            sampling=self._sampling,
-            sample_rate=self._sampler.sample_rate,
-            expected_batch_size=self._sampler.expected_batch_size,
-            dataset_size=self._sampler.dataset_size,
-            accountant=self._budget.accountant,
-            eps=self._budget.eps,
-        )
-
-    # --- hooks, in the order in which Lightning calls them ------------------------------------------------------------
-
-    @override
-    def setup_environment(self) -> None:
-        if self._trainer.state.fn == TrainerFn.FITTING:
-            refuse("trainer", self._subject())
-        super().setup_environment()
-        self._budget.share_segment(self.broadcast(self._budget.ledger.segment))
-
-    @override
-    def setup(self, trainer: Trainer) -> None:
-        fitting = trainer.state.fn == TrainerFn.FITTING
-        if fitting:
-            self._settled, self._loader = False, None  # a new fit has a plan and a loader of its own
-            refuse("module", self._subject())
-        assert self.accelerator is not None and self.model is not None
-        self.accelerator.setup(trainer)
-        self.model = self.precision_plugin.convert_module(self.model)
-        self.model_to_device()
-        self.synchronise_model()
-        if fitting:
-            self.setup_optimizers(trainer)
-            refuse("optimizers", self._subject())
-        self.setup_precision_plugin()
-        if fitting:
-            _compat.move_optimizers(self.optimizers, self.root_device)
-
-    @override
-    def process_dataloader(self, dataloader: object) -> object:
-        if not self._trainer.training:
-            return dataloader
-        if self._loader is not None and not self._trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
-            raise PrivacyConfigError(
-                "several training loaders: which samples make a step, and at what rate, must be one fact. Join the data "
-                "sets with torch.utils.data.ConcatDataset and return one DataLoader."
-            )
-        reason = why_not_private(dataloader)
-        if reason is not None:
-            raise PrivacyConfigError(reason)
-        sampler = self._make_sampler(dataloader)
-        self._settled = self._settled and self._sampler is not None and _same_rate(self._sampler, sampler)
-        self._sampler = sampler
-        self._loader = build_private_loader(
-            dataloader,  # type: ignore[arg-type]
-            sampler,
-            rank=self.global_rank,
-            world_size=self.world_size,
-            physical_batch_size=self._physical_batch_size,
-            position=lambda: self._position,
-        )
-        return self._loader
-
-    @override
-    def on_train_start(self) -> None:
-        if self._settled_at != self._trainer.global_step:  # settled before the progress of a resumed run was restored
-            self._settled = False
-        self._settle()
-        module, settings = self._module, self.settings()
-        if self._self_check:
-            assert self._loader is not None
-            check_module(
-                module,
-                dataset=self._loader.dataset,
-                collate=self._loader.collate_fn,
-                run_step=self._run_user_step,
-                transfer=self._transfer,
-                loss_reduction=self._loss_reduction,
-            )
-        self._engine = GradientEngine(
-            module,
-            self._clipping,
-            noise_multiplier=settings.noise_multiplier,
-            expected_batch_size=settings.expected_batch_size,
-            loss_reduction=self._loss_reduction,
-            noise=NoiseSource(self._seed, self.global_rank),
-        )
-        self._announce(settings)
-        if not self._budget.may_step(self._position):
-            self._stop()
-
-    @override
-    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
-        moved = super().batch_to_device(batch, device, dataloader_idx)
-        if moved is None and self._trainer.training:
-            # Lightning would skip the step, and every later batch would be paired with the draw before its own.
-            raise PrivacyError(
-                "collate_fn or a batch-transfer hook turned a training batch into None, which skips the step because "
-                "of what its samples are. Always return a batch; give unusable samples a loss of zero instead."
-            )
-        return moved
-
-    @override
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        assert self._loader is not None
-        # One draw for one batch, also where the module then skips it: a draw is never kept for another batch.
-        self._step.begin(self._loader.take())
-        self._position = self._step.number + 1
-        if not self._settled:  # the loader was reloaded and its data set or batch size is another one
-            self._settle()
-            assert self._engine is not None
-            assert self._sampler is not None
-            self._engine.expected_batch_size = float(self._sampler.expected_batch_size)
-
-    @override
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        _ = self._step.draw  # refuses a step whose gradient was released before
-        output = super().training_step(*args, **kwargs)
-        if output is None or (isinstance(output, dict) and output.get("loss") is None):
-            raise PrivacyError(
-                "training_step returned no loss. Skipping a batch depends on private data, and dropping it would let "
-                "one sample remove the others. Always return the loss; samples that are not finite are dropped one by one."
-            )
-        return output
-
-    @override
-    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
-        size, weights = self._step.enter_backward()
-        with self._running_engine.recording(size, weights):
-            return super().backward(closure_loss, optimizer, *args, **kwargs)
-
-    @override
-    def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any | None = None, **kwargs: Any
-    ) -> Any:
-        self._budget.charge(self._step.number)  # before the gradient exists: a crash over-counts, never under-counts
-
-        def private_closure() -> Any:
-            loss = closure()
-            self._finish_step(optimizer)
-            return loss
-
-        output = super().optimizer_step(optimizer, private_closure, model, **kwargs)
-        at_planned_end = self._trainer.global_step + 1 >= self._trainer.estimated_stepping_batches
-        if not at_planned_end and not self._budget.may_step(self._position):
-            self._stop()
-        return output
-
-    @override
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        checkpoint[CHECKPOINT_KEY] = self.state_dict()
-        super().save_checkpoint(checkpoint, filepath, storage_options)
-
-    @override
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
-        if self._trainer.state.fn == TrainerFn.FITTING:
-            if CHECKPOINT_KEY in checkpoint:
-                self.load_state_dict(checkpoint[CHECKPOINT_KEY])
-            else:
-                rank_zero_warn(
-                    f"{checkpoint_path} holds no privacy ledger: what its weights were trained on before is not part of "
-                    "the eps reported here.",
-                    category=PrivacyWarning,
-                )
-        return checkpoint
-
-    @override
-    def on_exception(self, exception: BaseException) -> None:
-        self._release()
-        super().on_exception(exception)
-
-    @override
-    def teardown(self) -> None:
-        self._release()
-        super().teardown()
-
-    # --- state --------------------------------------------------------------------------------------------------------
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """Ledger, settings and position, as plain python values.
-
-        Neither the noise generator nor the sampling key is in it: whoever holds them subtracts the noise or knows who
-        was sampled. A resumed run draws afresh, which is the same mechanism.
-        """
-        return {"version": 1, "position": self._position, "budget": self._budget.state_dict()}
-
-    @override
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Adds the checkpoint's spending to the ledger; nothing that was spent is ever taken back."""
-        self._budget.load_state_dict(state["budget"])
-        # Never back: a draw of this process's key that was used once must not feed a second gradient.
-        self._position = max(self._position, int(state["position"]))
-        self._settled = False
-
-    @override
-    def workers_failed(self) -> None:
-        """Closes the ledger: processes that died may have spent, and released, what this one cannot know."""
-        self._budget.ledger_is_incomplete()
-
-    # --- inside -------------------------------------------------------------------------------------------------------
-
-    @property
-    def _trainer(self) -> Trainer:
-        return self._module.trainer
-
-    @property
-    def _module(self) -> LightningModule:
-        assert self.lightning_module is not None
-        return self.lightning_module
-
-    @property
-    def _running_engine(self) -> GradientEngine:
-        if self._engine is None:
-            raise PrivacyError("the private training step was called outside fit; nothing would privatise its gradient")
-        return self._engine
-
-    def _subject(self) -> Subject:
-        calibrates = self._budget.eps is not None
-        return Subject(self._trainer, self._module, tuple(self.optimizers), calibrates)
-
-    def _make_sampler(self, dataloader: Any) -> LogicalSampler:
-        n, batch_size = len(dataloader.dataset), loader_batch_size(dataloader)
-        if batch_size > n:
-            rank_zero_warn(
-                f"batch size {batch_size} exceeds the {n} training samples: every sample takes part in every step.",
-                category=PrivacyWarning,
-            )
-        if self._key is None:
-            # One key for all ranks, so that they agree on a draw without exchanging it; from the operating system.
-            key = new_key() if self._seed is None else key_from_seed(self._seed)
-            self._key = self.broadcast(key)
-        kind = PoissonSampler if self._sampling == "poisson" else ShuffleSampler
-        return kind(n, min(batch_size, n), self._key)
-
-    def _settle(self) -> None:
-        if self._settled or self._lightning_module is None or not self._trainer.training:
-            return
-        if self._loader is None:
-            self._trainer.fit_loop.setup_data()
-        if self._sampler is None:
-            return
-        planned = self._trainer.estimated_stepping_batches - self._trainer.global_step
-        self._budget.settle(self._sampler, max(0, planned), self._position)
-        self._settled, self._settled_at = True, self._trainer.global_step
-
-    def _finish_step(self, optimizer: Optimizer) -> None:
-        """Runs the physical batches after the first, then turns the sum into the one private gradient."""
-        for chunk, batch in enumerate(self._step.draw.rest, start=1):
-            self._step.go_to(chunk)
-            moved = self._transfer(batch)
-            _compat.set_logged_batch(self._trainer, moved)
-            arguments = _step_arguments(self._module, moved, self._trainer.fit_loop.batch_idx)
-            output = _compat.call_strategy_hook(self._trainer, "training_step", *arguments)
-            self.backward(output["loss"] if isinstance(output, dict) else output, optimizer)
-        self._step.end()
-        self._running_engine.write_gradients(self.sum_over_ranks, (self.global_rank, self.world_size))
-
-    def _transfer(self, batch: Any) -> Any:
-        batch = self.precision_plugin.convert_input(batch)
-        return _compat.transfer_batch(self._module, batch, self.root_device)
-
-    def _run_user_step(self, module: LightningModule, batch: Any) -> Any:
-        with self.precision_plugin.train_step_context():
-            return module.training_step(*_step_arguments(module, batch, 0))
-
-    def _stop(self) -> None:
-        """Ends training after the last step that the budget covers, also where min_epochs or min_steps ask for more."""
-        trainer = self._trainer
-        rank_zero_info(budget_is_spent(self.settings(), self._position))
-        trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None
-        trainer.should_stop = True
-
-    def _announce(self, settings: PrivacySettings) -> None:
-        for warning in not_private(settings, self._seed):
-            rank_zero_warn(warning, category=PrivacyWarning)
-        planned = self._trainer.estimated_stepping_batches
-        rank_zero_info(announcement(settings, self.world_size, planned))
-
-    def _release(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-        self._engine, self._step = None, StepUnderWay()
-
-
-def _step_arguments(module: LightningModule, batch: Any, batch_idx: int) -> tuple[Any, ...]:
-    """What Lightning passes to ``training_step``, which may do without ``batch_idx``."""
-    wants_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-    return (batch, batch_idx) if wants_index else (batch,)
-
-
-def _same_rate(a: LogicalSampler, b: LogicalSampler) -> bool:
-    return (a.dataset_size, a.expected_batch_size) == (b.dataset_size, b.expected_batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -17,10 +18,24 @@ from typing_extensions import override
 
 from lightning_dp import _compat
 
-__all__ = ("ProcessStrategy", "StartMethod")
+__all__ = ("ProcessStrategy", "Processes", "StartMethod")
 
 StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Where a strategy runs: Lightning's own arguments, normally set by the Trainer."""
+
+    accelerator: Accelerator | None = None
+    parallel_devices: list[torch.device] | None = None
+    cluster_environment: ClusterEnvironment | None = None
+    checkpoint_io: CheckpointIO | None = None
+    precision_plugin: Precision | None = None
+    process_group_backend: str | None = None
+    timeout: timedelta | None = None
+    start_method: StartMethod = "popen"
 
 
 class ProcessStrategy(ParallelStrategy):
@@ -31,29 +46,18 @@ class ProcessStrategy(ParallelStrategy):
     and the subclass sends it once per step.
     """
 
-    def __init__(
-        self,
-        *,
-        accelerator: Accelerator | None = None,
-        parallel_devices: list[torch.device] | None = None,
-        cluster_environment: ClusterEnvironment | None = None,
-        checkpoint_io: CheckpointIO | None = None,
-        precision_plugin: Precision | None = None,
-        process_group_backend: str | None = None,
-        timeout: timedelta | None = None,
-        start_method: StartMethod = "popen",
-    ) -> None:
+    def __init__(self, processes: Processes) -> None:
         super().__init__(
-            accelerator=accelerator,
-            parallel_devices=parallel_devices,
-            cluster_environment=cluster_environment,
-            checkpoint_io=checkpoint_io,
-            precision_plugin=precision_plugin,
+            accelerator=processes.accelerator,
+            parallel_devices=processes.parallel_devices,
+            cluster_environment=processes.cluster_environment,
+            checkpoint_io=processes.checkpoint_io,
+            precision_plugin=processes.precision_plugin,
         )
         self._num_nodes = 1
-        self._backend = process_group_backend
-        self._timeout = timeout or timedelta(minutes=30)  # torch's own default
-        self._start_method: StartMethod = start_method
+        self._backend = processes.process_group_backend
+        self._timeout = processes.timeout or timedelta(minutes=30)  # torch's own default
+        self._start_method = processes.start_method
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def check_module(
 
     Args:
         module: left untouched; a deep copy is trained on.
-        dataset, collate: where the batches of one to three samples come from.
+        dataset: where the samples come from.
+        collate: makes batches of one to three of them.
         run_step: runs ``training_step`` in the precision of the run.
         transfer: moves a batch to the device through the user's hooks.
         loss_reduction: as given to the strategy.

@@ -115,7 +115,16 @@ def test_summary_names_everything_that_belongs_beside_eps(caplog: pytest.LogCapt
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         trainer([callback]).fit(Net(), loader())
     assert callback.spent is not None
-    for word in ("eps = ", "delta = ", "add or remove one", "poisson", "q = 0.2", "n = 40", "pld", "Not covered by eps"):
+    for word in (
+        "eps = ",
+        "delta = ",
+        "add or remove one",
+        "poisson",
+        "q = 0.2",
+        "n = 40",
+        "pld",
+        "Not covered by eps",
+    ):
         assert word in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):

@@ -28,7 +28,9 @@ def unit_gradients(module: nn.Module, loss: Loss, x: Tensor, y: Tensor, rows: in
     return found
 
 
-def clipped_sum(gradients: Sequence[Sequence[Tensor]], bound: float, clipping: str, layers: Sequence[int]) -> list[Tensor]:
+def clipped_sum(
+    gradients: Sequence[Sequence[Tensor]], bound: float, clipping: str, layers: Sequence[int]
+) -> list[Tensor]:
     """``sum_u clip(g_u)`` by its definition; ``layers`` gives each parameter's layer number."""
     total = [torch.zeros_like(g) for g in gradients[0]]
     count = len(set(layers))
@@ -37,7 +39,11 @@ def clipped_sum(gradients: Sequence[Sequence[Tensor]], bound: float, clipping: s
         for i, g in enumerate(unit):
             if clipping == "per_layer":
                 norm = math.sqrt(
-                    sum(float(h.double().square().sum()) for h, layer in zip(unit, layers, strict=True) if layer == layers[i])
+                    sum(
+                        float(h.double().square().sum())
+                        for h, layer in zip(unit, layers, strict=True)
+                        if layer == layers[i]
+                    )
                 )
                 factor = min(1.0, bound / math.sqrt(count) / norm) if norm else 1.0
             elif clipping == "automatic":

@@ -20,7 +20,7 @@ SAMPLERS = "lightning_dp/sampling/samplers.py"
 BATCHES = "lightning_dp/sampling/batches.py"
 LOADER = "lightning_dp/sampling/loader.py"
 LEDGER = "lightning_dp/accounting/ledger.py"
-STRATEGY = "lightning_dp/strategies/dp.py"
+STRATEGY = "lightning_dp/strategies/base.py"
 BUDGET = "lightning_dp/strategies/budget.py"
 
 SENSITIVITY = "tests/gradients/test_sensitivity.py"
@@ -238,7 +238,7 @@ LEAK_FAULTS = (
     ),
     _mutant(
         "an axis that is not the batch's goes unnoticed", ENGINE,
-        "self._folds.setdefault(record.name, fold) != fold", "False",
+        "        if before != fold:\n", "        if False:\n",
         f"{UNITS}::test_a_wrong_axis_that_divides_evenly_is_caught_when_the_batch_size_changes",
     ),
     _mutant(
@@ -317,10 +317,11 @@ ACCOUNTING_FAULTS = (
     ),
     _mutant(
         "charged after the step", STRATEGY,
-        "        self._budget.charge(self._step.step)\n\n        def private_closure() -> Any:\n"
+        "        self._budget.charge(self._step.number)  # before the gradient exists: a crash over-counts, never under-counts\n\n"
+        "        def private_closure() -> Any:\n"
         "            loss = closure()\n            self._finish_step(optimizer)\n",
         "        def private_closure() -> Any:\n            loss = closure()\n"
-        "            number = self._step.step\n            self._finish_step(optimizer)\n"
+        "            number = self._step.number\n            self._finish_step(optimizer)\n"
         "            self._budget.charge(number)\n",
         "tests/strategies/test_budget.py::test_a_step_is_charged_before_its_gradient_exists",
     ),
@@ -338,8 +339,8 @@ ACCOUNTING_FAULTS = (
 
 STRATEGY_FAULTS = (
     _mutant(
-        "a stand-in has weight one", STRATEGY,
-        "weights = None if real else torch.zeros(size)", "weights = None",
+        "a stand-in has weight one", "lightning_dp/strategies/step.py",
+        "return size, None if draw.real[self._chunk] else torch.zeros(size)", "return size, None",
         "tests/strategies/test_empty_draws.py::test_a_stand_in_contributes_exactly_nothing",
     ),
     _mutant(
@@ -348,8 +349,8 @@ STRATEGY_FAULTS = (
         "tests/strategies/test_resume.py::test_the_checkpoint_is_plain_python_and_holds_no_secret",
     ),
     _mutant(
-        "batch normalisation is accepted", "lightning_dp/strategies/refusals.py",
-        "found = _modules(s, _BatchNorm)", "found: list[str] = []",
+        "batch normalisation is accepted", "lightning_dp/strategies/refusals/module.py",
+        "found = modules_of(s, _BatchNorm)", "found: list[str] = []",
         "tests/strategies/test_refusals.py::test_is_refused_before_anything_happens",
     ),
     _mutant(

@@ -46,8 +46,7 @@ def test_real_chunks_partition_the_draw(size: int, world_size: int, physical: in
 def test_ranks_stay_in_step(size: int, world_size: int, physical: int | None) -> None:
     split = shares(size, world_size, physical)
     lone_rank_chunks = [
-        1 if physical is None else -(-len(range(rank, size, world_size)) // physical)
-        for rank in range(world_size)
+        1 if physical is None else -(-len(range(rank, size, world_size)) // physical) for rank in range(world_size)
     ]
     assert {len(share.chunks) for share in split} == {max(1, *lone_rank_chunks)}
     for share in split:
@@ -92,9 +91,7 @@ def test_impossible_splits_are_refused(rank: int, world_size: int, physical: int
         split_draw(np.arange(4), rank=rank, world_size=world_size, physical_batch_size=physical)
 
 
-@pytest.mark.parametrize(
-    "sampler", [PoissonSampler(50, 8, KEY), ShuffleSampler(50, 8, KEY)], ids=lambda s: s.sampling
-)
+@pytest.mark.parametrize("sampler", [PoissonSampler(50, 8, KEY), ShuffleSampler(50, 8, KEY)], ids=lambda s: s.sampling)
 def test_iteration_goes_on_where_the_position_is(sampler: PoissonSampler | ShuffleSampler) -> None:
     taken = 0
     batches = LogicalBatchSampler(sampler, 1, 2, 3, lambda: taken)

@@ -101,9 +101,7 @@ def run(loader: PrivateDataLoader) -> list[tuple[LogicalStep, list[Any]]]:
     return steps
 
 
-@pytest.mark.parametrize(
-    "sampler", [PoissonSampler(N, B, KEY), ShuffleSampler(N, B, KEY)], ids=["poisson", "shuffle"]
-)
+@pytest.mark.parametrize("sampler", [PoissonSampler(N, B, KEY), ShuffleSampler(N, B, KEY)], ids=["poisson", "shuffle"])
 @pytest.mark.parametrize("collate", [as_dict, as_ragged_list, as_graph])
 @pytest.mark.parametrize("physical", [None, 1, 2])
 def test_batches_hold_the_draw_whatever_the_collation(
@@ -158,9 +156,7 @@ def test_persistent_workers_follow_the_position_and_can_be_shut_down() -> None:
     user = DataLoader(Ragged(), B, collate_fn=as_dict, num_workers=1, persistent_workers=True)
     loader, sampler = build(user, position=lambda: taken), PoissonSampler(N, B, KEY)
     for _ in range(3):
-        for first in itertools.islice(
-            loader, 2
-        ):  # an epoch cut short, with two steps fetched ahead and dropped
+        for first in itertools.islice(loader, 2):  # an epoch cut short, with two steps fetched ahead and dropped
             step = loader.take()
             assert step.step == taken
             if step.real[0]:
@@ -253,9 +249,7 @@ def test_a_new_iteration_forgets_what_was_queued() -> None:
 
 
 def test_a_draw_is_not_used_for_two_gradients() -> None:
-    loader = build(
-        DataLoader(Ragged(), B, collate_fn=as_dict), position=lambda: 0
-    )  # a counter that never counts
+    loader = build(DataLoader(Ragged(), B, collate_fn=as_dict), position=lambda: 0)  # a counter that never counts
     run(loader)
     next(iter(loader))
     with pytest.raises(PrivacyError, match="used before"):
@@ -264,16 +258,12 @@ def test_a_draw_is_not_used_for_two_gradients() -> None:
 
 def test_resuming_in_mid_epoch_goes_on_at_the_position() -> None:
     user = DataLoader(Ragged(), B, collate_fn=as_ragged_list)
-    through = [batches for _, batches in run(build(user))] + [
-        b for _, b in run(build(user, position=lambda: 4))
-    ]
+    through = [batches for _, batches in run(build(user))] + [b for _, b in run(build(user, position=lambda: 4))]
     resumed = build(user, position=lambda: 2)
     steps = run(resumed)
     assert len(resumed) == len(steps) == 4
     assert [step.step for step, _ in steps] == [2, 3, 4, 5]
-    assert [[indices(b) for b in batches] for _, batches in steps] == [
-        [indices(b) for b in s] for s in through[2:6]
-    ]
+    assert [[indices(b) for b in batches] for _, batches in steps] == [[indices(b) for b in s] for s in through[2:6]]
 
 
 def test_the_state_is_the_position_alone() -> None:

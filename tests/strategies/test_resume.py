@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from lightning_dp import PrivacyError, PrivacyWarning
-from lightning_dp.strategies.dp import CHECKPOINT_KEY
+from lightning_dp.strategies.base import CHECKPOINT_KEY
 from tests.strategies.helpers import Tiny, dataset, fit, flat, loader, strategy, trainer
 
 pytestmark = [

@@ -130,8 +130,7 @@ def patches(
         x = F.pad(x, [p for size in reversed(padding) for p in (size, size)])
     x = x.contiguous()
     out = [
-        (size - d * (k - 1) - 1) // s + 1
-        for size, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
+        (size - d * (k - 1) - 1) // s + 1 for size, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
     ]
     strides = x.stride()
     view = x.as_strided(
@@ -140,5 +139,3 @@ def patches(
          *(a * s for a, s in zip(strides[2:], stride, strict=True))),
     )  # fmt: skip
     return view.reshape(x.shape[0], -1, int(torch.Size(out).numel()))
-
-
