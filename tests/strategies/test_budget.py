@@ -144,6 +144,19 @@ def test_a_second_fit_stops_at_once_and_says_so(said: pytest.LogCaptureFixture) 
     assert any("budget eps=2" in m and "spent" in m for m in said.messages)
 
 
+def test_a_plan_that_grows_on_the_way_still_ends_with_the_budget() -> None:
+    """Somebody raises max_epochs during the run: the noise was calibrated to fewer steps, so the run ends after them."""
+
+    class Extends(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+            trainer.fit_loop.max_epochs = 20
+
+    plugin = strategy(eps=2)
+    run = fit(Tiny(), plugin, callbacks=[Extends()])
+    assert run.global_step == plugin.ledger.steps == 8
+    assert 0.98 * 2 < plugin.privacy_spent().eps <= 2
+
+
 def test_a_second_fit_goes_on_with_what_is_left() -> None:
     module, plugin = Tiny(), strategy(eps=2)
 

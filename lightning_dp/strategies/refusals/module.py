@@ -190,7 +190,7 @@ def multihead_attention(s: Subject) -> str | None:
 
 
 @row("module")
-def compiledmodules_of(s: Subject) -> str | None:
+def compiled_modules(s: Subject) -> str | None:
     found = [
         name or "the module"
         for name, m in s.module.named_modules()
@@ -207,7 +207,7 @@ def compiledmodules_of(s: Subject) -> str | None:
 
 
 @row("module")
-def wrappedmodules_of(s: Subject) -> str | None:
+def wrapped_modules(s: Subject) -> str | None:
     kinds = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     found = modules_of(s, *kinds)
     if found:
