@@ -2,7 +2,7 @@
 
 The table of refusals knows class names; these checks know behaviour. (a) A unit's gradient must not change when the
 other units of the batch change: this catches batch normalisation in disguise, contrastive losses and means over valid
-tokens. (b) A training step must not write private data into buffers. (c) The engine's gradients must match plain
+tokens. (b) A training step must not write private data into buffers or parameters. (c) The engine's gradients must match plain
 PyTorch's. They run on a deep copy with logging muted, on a few samples, and release nothing.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def check_module(
         n = len(dataset)
         samples = [dataset[i] for i in sorted({i * (n - 1) // 4 for i in range(5)})]
         check = _Checks(twin, samples, collate, run_step, transfer, loss_reduction)
-        check.buffers_are_not_written()
+        check.state_is_not_written()
         check.engine_matches_plain_backward()
         check.units_are_independent()
 
@@ -81,21 +81,24 @@ class _Checks:
         low = module.trainer.precision == "bf16-mixed"
         self.tolerance = LOW_PRECISION_TOLERANCE if low else TOLERANCE
 
-    def buffers_are_not_written(self) -> None:
-        before = {name: b.detach().clone() for name, b in self.module.named_buffers()}
+    def state_is_not_written(self) -> None:
+        """(b) Buffers and parameters after a step may depend on how often it ran, not on the samples that it saw."""
+        before = self._state()
         self.loss([0, len(self.samples) - 1])
-        first = self._changed(before)
-        if not first:
+        after = self._state()
+        written = [name for name, value in after.items() if name in before and not torch.equal(value, before[name])]
+        if not written:
             return
-        after = {name: b.detach().clone() for name, b in self.module.named_buffers()}
         self._restore(before)
         self.loss([len(self.samples) // 2] * 2)
-        private = [name for name in first if not torch.equal(self.module.get_buffer(name), after[name])]
+        other = self._state()
+        private = [name for name in written if not torch.equal(other[name], after[name])]
         if private:
             raise PrivacyError(
-                f"a training step writes private data into the buffers {', '.join(private)}, which a checkpoint would "
-                "carry out without noise. Replace the layer (GroupNorm instead of running statistics), or keep such "
-                "state outside the module's buffers and out of everything you release."
+                f"a training step writes private data into {', '.join(private)} (a buffer, or a parameter written in place), "
+                "which a checkpoint would carry out without noise. Replace the layer (GroupNorm instead of running "
+                "statistics; no codebooks or prototypes averaged from the batch), or keep such state outside the module "
+                "and out of everything you release."
             )
 
     def engine_matches_plain_backward(self) -> None:
@@ -112,7 +115,7 @@ class _Checks:
         )
 
     def units_are_independent(self) -> None:
-        """(a) A sample's gradient beside some other samples, beside others, and alone; for up to three samples."""
+        """(a) A sample's gradient beside some other samples, beside others, and alone."""
         last = len(self.samples) - 1
         units = sorted({0, last // 2, last})  # several: one may be silent (a padded sample, a saturated loss)
         others = {unit: [i for i in range(last + 1) if i != unit] for unit in units}
@@ -132,8 +135,9 @@ class _Checks:
             if last >= 1 and self._is_random():
                 self._compare_sizes()
             elif last >= 1:
-                for unit in units:
-                    self._compare_with_alone(unit, others[unit][:2])
+                # Every sample, beside all others: a loss that selects (hard examples, trimmed means) spares some of them.
+                for unit in range(last + 1):
+                    self._compare_with_alone(unit, [i for i in range(last + 1) if i != unit])
         finally:
             for child, training in modes.items():
                 child.training = training
@@ -223,13 +227,18 @@ class _Checks:
         second = second["loss"] if isinstance(second, dict) else second
         return not torch.allclose(first, second.detach(), rtol=1e-3)
 
-    def _changed(self, before: dict[str, Tensor]) -> list[str]:
-        return [name for name, b in self.module.named_buffers() if name in before and not torch.equal(b, before[name])]
+    def _state(self) -> dict[str, Tensor]:
+        return {name: t.detach().clone() for name, t in self._tensors()}
 
     def _restore(self, before: dict[str, Tensor]) -> None:
-        for name, buffer in self.module.named_buffers():
-            if name in before:
-                buffer.copy_(before[name])
+        with torch.no_grad():
+            for name, tensor in self._tensors():
+                if name in before:
+                    tensor.copy_(before[name])
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.module.named_buffers()
+        yield from self.module.named_parameters()
 
 
 def _error(one: Tensor, other: Tensor) -> float:

@@ -360,7 +360,7 @@ STRATEGY_FAULTS = (
     ),
     _mutant(
         "the self-check does not look at buffers", "lightning_dp/strategies/selfcheck.py",
-        "        check.buffers_are_not_written()\n", "",
+        "        check.state_is_not_written()\n", "",
         "tests/strategies/test_selfcheck.py::test_is_stopped_before_the_first_step",
     ),
 )  # fmt: skip

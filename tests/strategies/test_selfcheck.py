@@ -47,6 +47,20 @@ class Running(nn.Module):
         return x
 
 
+class Prototype(nn.Module):
+    """Statistics of the data in a parameter, written past the optimizer (an averaged codebook)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.zeros(FEATURES), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.centre.lerp_(x.mean(0), 0.1)
+        return x
+
+
 class Assigned(Running):
     """The same by assignment, not in place."""
 
@@ -101,6 +115,14 @@ class Mixup(Tiny):
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         return super().loss(0.5 * x + 0.5 * x.roll(1, 0), y)
+
+
+class Trimmed(Tiny):
+    """Only the easier half of the batch counts: each sample's weight depends on the others' losses."""
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        losses = F.cross_entropy(self(x), y, reduction="none")
+        return (losses * (losses <= losses.median())).mean()
 
 
 class Summed(Tiny):
@@ -159,10 +181,12 @@ STOPPED: dict[str, tuple[Callable[[], Tiny], str]] = {
     "balanced_weighted_mean": (Balanced, COUPLED),
     "balanced_weights": (BalancedSum, COUPLED),
     "log_of_the_mean": (Logarithm, COUPLED),
+    "trimmed_loss": (Trimmed, COUPLED),
     "sum_taken_for_a_mean": (Summed, r"returns the sum.*loss_reduction='sum'"),
     "random_sum_taken_for_a_mean": (DroppedSum, r"returns the sum.*loss_reduction='sum'"),
-    "running_buffer": (before(Running), r"buffers net.0.seen"),
-    "assigned_buffer": (before(Assigned), r"buffers net.0.seen"),
+    "running_buffer": (before(Running), r"private data into net.0.seen"),
+    "prototype": (before(Prototype), r"private data into net.0.centre"),
+    "assigned_buffer": (before(Assigned), r"private data into net.0.seen"),
     "regulariser": (Regularised, r"net.0.weight.*weight_decay"),
     "functional_use": (Functional, r"net.2.weight"),
     "shared_positions": (lambda: Tiny(net=Positions()), r"net.places \(Embedding\).*expanded"),
