@@ -45,7 +45,8 @@ class Clipping:
     name: ClippingName = "flat"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.max_grad_norm, (int, float)) and SMALLEST <= self.max_grad_norm < math.inf):
+        number = isinstance(self.max_grad_norm, (int, float)) and not isinstance(self.max_grad_norm, bool)
+        if not (number and SMALLEST <= self.max_grad_norm < math.inf):
             raise PrivacyConfigError(
                 f"max_grad_norm={self.max_grad_norm!r} bounds nothing: it must be a finite number of at least "
                 f"{SMALLEST:g} (float32 gradients much smaller than that have squares that vanish). 1.0 is a common "

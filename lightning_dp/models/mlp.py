@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_dp.errors import PrivacyConfigError
 
-__all__ = ("TanhMLP",)
+__all__ = ("GroupNormMLP", "TanhMLP")
 
 
 class TanhMLP(nn.Module):
@@ -37,6 +37,33 @@ class TanhMLP(nn.Module):
         for size_in, size_out in zip(widths[:-1], widths[1:], strict=True):
             layers += [nn.Linear(size_in, size_out), nn.Tanh()]
         self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+class GroupNormMLP(nn.Module):
+    """One hidden layer with group normalisation and ReLU, on flattened features.
+
+    Group normalisation acts within one sample, so it keeps the samples' gradients apart, and it keeps their norms alike.
+
+    Args:
+        in_features: elements of a sample.
+        hidden: width of the hidden layer, a multiple of ``groups``.
+        out_features: number of outputs.
+        groups: groups of the normalisation.
+
+    Shape:
+        ``(N, ...)`` with ``in_features`` elements a sample -> ``(N, out_features)``.
+    """
+
+    def __init__(self, in_features: int, hidden: int = 128, out_features: int = 10, groups: int = 8) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(in_features, hidden), nn.GroupNorm(groups, hidden), nn.ReLU(), nn.Linear(hidden, out_features)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
