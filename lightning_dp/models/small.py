@@ -87,7 +87,8 @@ class TemperedCNN(nn.Module):
         activation: Makes one activation module; by default the hyperbolic tangent.
         group_norm: Whether each convolution is followed by a GroupNorm (4 channels a group). It normalises within one
             image, so that, unlike BatchNorm, it keeps the images' gradients apart.
-        shift: Subtracted from the pixels; a public constant, not a statistic of the training images.
+        shift: Subtracted from the pixels. Give a public constant: a mean measured on private images is a release that no
+            eps accounts for.
         scale: The pixels are then divided by it; likewise.
 
     Shape:

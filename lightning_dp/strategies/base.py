@@ -31,7 +31,7 @@ from lightning_dp.sampling import (
     why_not_private,
 )
 from lightning_dp.strategies.budget import Budget
-from lightning_dp.strategies.messages import announcement, budget_is_spent, not_private
+from lightning_dp.strategies.messages import announcement, budget_is_spent, not_private, plan_exceeds_budget
 from lightning_dp.strategies.processes import Processes, ProcessStrategy
 from lightning_dp.strategies.refusals import Subject, refuse
 from lightning_dp.strategies.selfcheck import check_module
@@ -407,7 +407,10 @@ class PrivateTrainingStrategy(ProcessStrategy):
         trainer.should_stop = True
 
     def _announce(self, settings: PrivacySettings) -> None:
-        for warning in not_private(settings, self._seed):
+        warnings = not_private(settings, self._seed)
+        if self._budget.uncovered:
+            warnings.append(plan_exceeds_budget(settings, self._budget.uncovered))
+        for warning in warnings:
             rank_zero_warn(warning, category=PrivacyWarning)
         planned = self._trainer.estimated_stepping_batches
         rank_zero_info(announcement(settings, self.world_size, planned))

@@ -70,6 +70,8 @@ class Budget:
         self._sampler: AccountedSampler | None = None
         self._event: GaussianEvent | None = None
         self._affordable = 0
+        self.uncovered = 0
+        """Planned compositions that the budget does not cover: steps, or passes when shuffling."""
         self._previous: int | None = None
         self._meter: EpsilonMeter | None = None
         self._incomplete = False
@@ -124,6 +126,7 @@ class Budget:
             )
         planned = sampler.compositions(int(steps), start) if math.isfinite(steps) else 0
         spent = self.ledger.entries
+        calibrating = self._noise_multiplier is None
         if self._noise_multiplier is None:
             assert self.eps is not None
             if not math.isfinite(steps):
@@ -145,8 +148,9 @@ class Budget:
         # What another sampler object drew last says nothing about a pass of this one.
         self._previous = self._previous if sampler is self._sampler else None
         self._sampler, self._event = sampler, sampler.event(self._noise_multiplier)
-        if self.eps is not None and spent:
+        if self.eps is not None and not calibrating:
             self._affordable = self._count_affordable(planned)
+        self.uncovered = 0 if self.eps is None else max(0, planned - self._affordable)
         self._meter = EpsilonMeter(self._delta, self.accountant, spent)
         if planned and self._noise_multiplier > 0:
             self._meter.prime(self._event, planned if self.eps is None else max(1, min(planned, self._affordable)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_dp.accounting import PrivacySettings
 
-__all__ = ("announcement", "budget_is_spent", "not_private")
+__all__ = ("announcement", "budget_is_spent", "not_private", "plan_exceeds_budget")
 
 
 def announcement(settings: PrivacySettings, world_size: int, planned_steps: float) -> str:
@@ -38,3 +38,12 @@ def not_private(settings: PrivacySettings, seed: int | None) -> list[str]:
             "for tests only."
         )
     return found
+
+
+def plan_exceeds_budget(settings: PrivacySettings, uncovered: int) -> str:
+    """Warning at the start of a run that the budget will end before the plan does."""
+    what = "steps" if settings.sampling == "poisson" else "passes"
+    return (
+        f"The budget eps={settings.eps:g} does not cover the last {uncovered} of the planned {what}: the noise was calibrated to "
+        "fewer. Training stops when the budget is spent. Plan all steps from the start, or give a larger eps."
+    )

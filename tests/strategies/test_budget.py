@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
 
-from lightning_dp import PrivacyConfigError
+from lightning_dp import PrivacyConfigError, PrivacyWarning
 from lightning_dp.accounting import GaussianEvent, LedgerEntry, calibrate_noise_multiplier, get_accountant
 from tests.strategies.helpers import Tiny, dataset, fit, flat, loader, strategy, trainer
 
@@ -352,3 +352,15 @@ def test_a_reloaded_data_set_of_another_size_is_charged_at_its_own_rate() -> Non
     run = trainer(plugin, max_epochs=2, reload_dataloaders_every_n_epochs=1)
     run.fit(Grows())
     assert [(e.event.sample_rate, e.steps) for e in plugin.ledger.entries] == [(0.25, 4), (0.5, 2)]
+
+
+def test_a_plan_beyond_the_budget_is_announced() -> None:
+    plugin = strategy(eps=2.0)
+    trained = fit(Tiny(), plugin, max_steps=4)
+    state = plugin.state_dict()
+    again = strategy(eps=2.0)
+    again.load_state_dict(state)
+    with pytest.warns(PrivacyWarning, match="does not cover the last 6 of the planned steps"):
+        more = fit(Tiny(), again, max_steps=6)
+    assert trained.global_step == 4
+    assert more.global_step == 0
