@@ -62,7 +62,11 @@ class GroupNormMLP(nn.Module):
     def __init__(self, in_features: int, hidden: int = 128, out_features: int = 10, groups: int = 8) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(in_features, hidden), nn.GroupNorm(groups, hidden), nn.ReLU(), nn.Linear(hidden, out_features)
+            nn.Flatten(),
+            nn.Linear(in_features, hidden),
+            nn.GroupNorm(groups, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, out_features),
         )
 
     def forward(self, x: Tensor) -> Tensor:

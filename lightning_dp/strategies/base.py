@@ -267,7 +267,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any | None = None, **kwargs: Any
     ) -> Any:
-        self._budget.charge(self._step.number)  # before the gradient exists: a crash over-counts, never under-counts
+        self._budget.charge(self._step.number)  # before the gradient exists: a crash can only over-count
 
         def private_closure() -> Any:
             loss = closure()

@@ -317,7 +317,7 @@ ACCOUNTING_FAULTS = (
     ),
     _mutant(
         "charged after the step", STRATEGY,
-        "        self._budget.charge(self._step.number)  # before the gradient exists: a crash over-counts, never under-counts\n\n"
+        "        self._budget.charge(self._step.number)  # before the gradient exists: a crash can only over-count\n\n"
         "        def private_closure() -> Any:\n"
         "            loss = closure()\n            self._finish_step(optimizer)\n",
         "        def private_closure() -> Any:\n            loss = closure()\n"
