@@ -22,6 +22,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     lightning_dp.cli.main(arguments)
 
 
+@pytest.mark.filterwarnings("ignore:batch size:lightning_dp.errors.PrivacyWarning")  # a hundred images, for speed
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_configuration_trains(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "FashionMNIST" in config.read_text():

@@ -180,6 +180,11 @@ class _Checks:
         np.random.seed(seed)
         random.seed(seed)
         batch = self.transfer(self.collate([self.samples[i] for i in rows]))
+        if batch is None:
+            raise PrivacyError(
+                "collate_fn or a batch-transfer hook turned a training batch into None, which skips the step because "
+                "of what its samples are. Always return a batch; give unusable samples a loss of zero instead."
+            )
         with torch.enable_grad():
             output = self.run_step(self.module, batch)
         loss = output.get("loss") if isinstance(output, dict) else output
