@@ -199,7 +199,7 @@ def test_file_names_no_machine_and_no_package_source(path: Path) -> None:
         assert ADDRESS.findall(text) == []
 
 
-@pytest.mark.parametrize("text", ["/home/me/data", "open('/tmp/x')", "path: /work/data"])
+@pytest.mark.parametrize("text", ["/home/me/data", "open('/tmp/x')", "path: /srv/data"])
 def test_a_machine_path_is_found(text: str) -> None:
     assert MACHINE_PATH.search(text)
 
