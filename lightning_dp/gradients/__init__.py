@@ -6,7 +6,7 @@ from lightning_dp.gradients.clipping import Clipping, ClippingName
 from lightning_dp.gradients.contributions import Contribution, EmbeddingRows, OuterProduct, PerUnit
 from lightning_dp.gradients.engine import GradientEngine, LossReduction
 from lightning_dp.gradients.noise import NoiseSource
-from lightning_dp.gradients.rules import LayerRule, register_rule
+from lightning_dp.gradients.rules import LayerCall, LayerRule, register_rule
 from lightning_dp.gradients.units import UnitMap
 
 __all__ = (
@@ -15,6 +15,7 @@ __all__ = (
     "Contribution",
     "EmbeddingRows",
     "GradientEngine",
+    "LayerCall",
     "LayerRule",
     "LossReduction",
     "NoiseSource",

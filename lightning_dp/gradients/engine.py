@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
-from lightning_dp.gradients.bare import tensors_in
 from lightning_dp.gradients.clipping import Clipping
 from lightning_dp.gradients.contributions import Contribution, squared_norms
 from lightning_dp.gradients.generic import generic_rule, mixed_call_rule
 from lightning_dp.gradients.noise import NoiseSource
 from lightning_dp.gradients.precision import full_precision
-from lightning_dp.gradients.rules import find_rule
+from lightning_dp.gradients.rules import LayerCall, find_rule
 from lightning_dp.gradients.taps import Record, Taps
 from lightning_dp.gradients.units import UnitMap
 
@@ -244,9 +243,9 @@ class GradientEngine:
                 return generic_rule(
                     record.module, parameters, record.inputs, record.outputs, record.grads, units, record.name
                 )
-        x = next(tensors_in(record.inputs))
-        x = x.to(dtype) if x.is_floating_point() else x
-        return rule(record.module, x, present[0].to(dtype), units, frozenset(record.trainable), record.name)
+        args, kwargs = record.inputs
+        call = LayerCall(record.module, record.name, args, kwargs, record.grads, units, frozenset(parameters), dtype)
+        return rule(call)
 
     def _check_fold(self, record: Record, call: int, units: UnitMap) -> None:
         """A layer whose rows per unit change from batch to batch does not have the batch on axis 0."""

@@ -15,8 +15,7 @@ from lightning_dp.gradients.contributions import (
     PerUnit,
     unit_chunks,
 )
-from lightning_dp.gradients.rules.registry import register_rule
-from lightning_dp.gradients.units import UnitMap
+from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 
 __all__ = ("ConvWeight", "conv_rule", "patches")
 
@@ -103,18 +102,17 @@ class ConvGeometry:
 
 
 @register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
-def conv_rule(
-    module: nn.Module, x: Tensor, grad: Tensor, units: UnitMap, trainable: frozenset[str], name: str
-) -> dict[str, Contribution]:
+def conv_rule(call: LayerCall) -> dict[str, Contribution]:
     """A convolution is a linear layer over patches, one position for each output element."""
+    module, units, grad = call.module, call.units, call.grad
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     found: dict[str, Contribution] = {}
-    if "weight" in trainable:
+    if "weight" in call.trainable:
         geometry = ConvGeometry(module)
-        x = units.by_unit(geometry.pad(x), name)
-        found["weight"] = ConvWeight(x, units.by_unit(grad, name), module.weight.shape, geometry)
-    if "bias" in trainable:
-        found["bias"] = PerUnit(units.by_unit(grad.flatten(2).sum(2), name).sum(1))
+        x = units.by_unit(geometry.pad(call.x), call.name)
+        found["weight"] = ConvWeight(x, units.by_unit(grad, call.name), module.weight.shape, geometry)
+    if "bias" in call.trainable:
+        found["bias"] = PerUnit(units.by_unit(grad.flatten(2).sum(2), call.name).sum(1))
     return found
 
 

@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from lightning_dp.gradients.bare import tensors_in
 from lightning_dp.gradients.contributions import Contribution
 from lightning_dp.gradients.units import UnitMap
 
-__all__ = ("LayerRule", "find_rule", "register_rule")
+__all__ = ("LayerCall", "LayerRule", "find_rule", "register_rule")
 
-LayerRule = Callable[[nn.Module, Tensor, Tensor, UnitMap, frozenset[str], str], dict[str, Contribution]]
-"""``(module, input, output_gradient, units, trainable, name) -> {parameter name: contribution}``.
 
-``input`` ``(R, ...)`` and ``output_gradient`` ``(R, ...)`` arrive in the accumulation dtype (float32, or float64 for
-float64 parameters); ``trainable`` names the module's own parameters that require a gradient. ``name`` is the module's
-path, for messages.
-"""
+@dataclass(frozen=True)
+class LayerCall:
+    """One recorded call of a layer and the gradients that came back to it: all that a rule sees.
+
+    Attributes:
+        module: the layer. Its parameters hold the values of the recorded forward pass.
+        name: the layer's path, for messages.
+        args, kwargs: what it was called with, detached.
+        grads: the gradient of each floating-point output tensor, in the order in which they were returned; ``None``
+            where none arrived. At least one is there.
+        units: which rows belong to which privacy unit.
+        trainable: names, in the module, of the parameters that take part.
+        dtype: float32, or float64 for float64 parameters: norms and sums are kept in it.
+    """
+
+    module: nn.Module
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    grads: tuple[Tensor | None, ...]
+    units: UnitMap
+    trainable: frozenset[str]
+    dtype: torch.dtype
+
+    @property
+    def x(self) -> Tensor:
+        """The first tensor of the inputs, in :attr:`dtype` where it is floating-point."""
+        x = next(tensors_in((self.args, self.kwargs)))
+        return x.to(self.dtype) if x.is_floating_point() else x
+
+    @property
+    def grad(self) -> Tensor:
+        """The first output gradient that arrived, in :attr:`dtype`."""
+        return next(g for g in self.grads if g is not None).to(self.dtype)
+
+
+LayerRule = Callable[[LayerCall], dict[str, Contribution]]
+"""From a recorded call to ``{parameter name: contribution}``, an entry for each of ``call.trainable``."""
 
 _RULES: dict[type[nn.Module], LayerRule] = {}
 
