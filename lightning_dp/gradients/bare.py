@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_dp.errors import PrivacyError
 
-__all__ = ("BareParameter", "Expression", "MixedCall", "Owner", "leaves_of", "map_tensors", "tensors_in")
+__all__ = ("BareParameter", "Expression", "MixedCall", "Owner", "leaves_of", "map_leaves", "map_tensors", "tensors_in")
 
 ROW_COUNTS = frozenset({"expand", "repeat", "broadcast_to", "tile"})  # functions that may name the number of rows
 
@@ -51,7 +51,7 @@ class Expression:
         if self.source is not None:
             return parameters[self.source]
         assert self.func is not None
-        args, kwargs = _map_leaves(
+        args, kwargs = map_leaves(
             (self.args, dict(self.kwargs)),
             lambda leaf: leaf.evaluate(parameters, rows, rows_per_unit) if isinstance(leaf, Expression) else leaf,
         )
@@ -132,9 +132,9 @@ class BareParameter(torch.Tensor):
         mixed = any(bare[0].owner.may_carry_rows(t) for t in others)
         name = getattr(func, "__name__", str(func))
         _refuse_in_place(name, kwargs, bare[0].expression)
-        before = _map_leaves((args, kwargs), lambda leaf: leaf.expression if isinstance(leaf, BareParameter) else leaf)
+        before = map_leaves((args, kwargs), lambda leaf: leaf.expression if isinstance(leaf, BareParameter) else leaf)
         with torch._C.DisableTorchFunctionSubclass():
-            plain_args, plain_kwargs = _map_leaves(
+            plain_args, plain_kwargs = map_leaves(
                 (args, kwargs), lambda leaf: leaf.plain() if isinstance(leaf, BareParameter) else leaf
             )
             result = func(*plain_args, **plain_kwargs)
@@ -160,7 +160,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """Nested tuples, lists and dicts with every tensor replaced by ``change(tensor)``."""
-    return _map_leaves(value, lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)
+    return map_leaves(value, lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)
 
 
 def leaves_of(value: Any) -> Iterator[Any]:
@@ -175,15 +175,16 @@ def leaves_of(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Nested tuples, lists and dicts with everything else inside them replaced by ``change(it)``."""
     if isinstance(value, Mapping):
-        return {key: _map_leaves(item, change) for key, item in value.items()}
+        return {key: map_leaves(item, change) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map_leaves(item, change) for item in value))
+        return type(value)(*(map_leaves(item, change) for item in value))
     if isinstance(value, tuple):
-        return tuple(_map_leaves(item, change) for item in value)
+        return tuple(map_leaves(item, change) for item in value)
     if isinstance(value, list):
-        return [_map_leaves(item, change) for item in value]
+        return [map_leaves(item, change) for item in value]
     return change(value)
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
+from lightning_dp.gradients.backward import BackwardPass
 from lightning_dp.gradients.clipping import Clipping
-from lightning_dp.gradients.contributions import Contribution, squared_norms
-from lightning_dp.gradients.generic import generic_rule, mixed_call_rule
+from lightning_dp.gradients.memory import Memory
 from lightning_dp.gradients.noise import NoiseSource
-from lightning_dp.gradients.precision import full_precision
-from lightning_dp.gradients.rules import LayerCall, find_rule
-from lightning_dp.gradients.taps import Record, Taps
+from lightning_dp.gradients.precision import arithmetic
+from lightning_dp.gradients.taps import Taps
 from lightning_dp.gradients.units import UnitMap
 
 __all__ = ("GradientEngine", "LossReduction")
@@ -46,6 +45,9 @@ class GradientEngine:
         expected_batch_size: the public denominator B.
         loss_reduction: whether the loss is the ``"mean"`` or the ``"sum"`` over the units of the (physical) batch.
         noise: the generator; a fresh, secret one by default.
+        memory_limit: bytes that the engine may take beyond the records of the pass, for gradients that it holds from the
+            norm to the sum and for temporaries; ``None``: a share of what a plain step keeps. A small limit makes steps
+            slower, never different, and never fails: one unit's gradient of one layer is always built.
 
     Raises:
         PrivacyConfigError: for values out of range, complex or half-precision parameters.
@@ -73,6 +75,7 @@ class GradientEngine:
         expected_batch_size: float,
         loss_reduction: LossReduction = "mean",
         noise: NoiseSource | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         if not 0 <= noise_multiplier < float("inf"):
             raise PrivacyConfigError(f"noise_multiplier={noise_multiplier!r} must be a finite number >= 0")
@@ -93,8 +96,10 @@ class GradientEngine:
         self.noise = NoiseSource() if noise is None else noise
         self.dropped_units = 0
         """Units left out because their gradient was not finite. A private number: do not publish it."""
+        self._memory = Memory(memory_limit)
         self._taps = Taps(module)
         self._sums: dict[nn.Parameter, Tensor] = {}
+        self._flat: list[tuple[list[nn.Parameter], Tensor]] = []
         self._bound = 0.0
         self._folds: dict[tuple[str, int], int] = {}
 
@@ -109,7 +114,8 @@ class GradientEngine:
     def close(self) -> None:
         """Takes the hooks off the network and forgets what was accumulated."""
         self._taps.remove()
-        self._sums.clear()
+        self._memory.clear()
+        self._forget_sums()
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that take part, in the network's order, each once."""
@@ -139,26 +145,36 @@ class GradientEngine:
         """
         units = num_units if isinstance(num_units, UnitMap) else UnitMap(num_units)
         _check_weights(weights, units)
-        self._taps.records.clear()
-        self._taps.recording = True
+        device = self._device()
+        strict = arithmetic(device.type)
+        backward = BackwardPass(self._taps, units, self._accumulation_dtype(), self._memory, self._folds, strict)
+        self._memory.begin(self._taps.recorded_bytes())
+        self._taps.receive = backward.receive
         try:
             yield
-            self._taps.recording = False
+            self._taps.receive = None
             self._refuse_leaks()
-            if not self._taps.records:
+            if backward.empty:
                 raise PrivacyError(
                     "the backward pass reached no trainable layer, so the loss does not depend on the network's "
                     "parameters. Return the loss of the batch from training_step, computed with gradients enabled."
                 )
-            with torch.no_grad(), torch.autocast(self._device().type, enabled=False), full_precision():
-                self._add(self._taps.records, units, weights)
+            with torch.no_grad(), strict():
+                self._add(backward, units, weights)
+        except CheckpointError as error:
+            raise PrivacyError(
+                "activation checkpointing repeated a part of the network otherwise than it ran first, most likely because a "
+                "checkpointed function uses a parameter of a module outside it. Checkpoint whole modules that own "
+                "the parameters they use."
+            ) from error
         finally:
-            self._taps.recording = False
+            self._taps.receive = None
             self._taps.clear()
+            self._memory.end()
 
     def clipped_sum(self) -> list[Tensor]:
         """The sum of clipped gradients so far, one tensor for each of :meth:`trainable`. *Not* private."""
-        return [self._sums[p] if p in self._sums else torch.zeros_like(p) for p in self.trainable()]
+        return [self._sums[p].clone() if p in self._sums else torch.zeros_like(p) for p in self.trainable()]
 
     def write_gradients(
         self, reduce: Callable[[Tensor], Tensor] | None = None, shard: tuple[int, int] = (0, 1)
@@ -171,50 +187,51 @@ class GradientEngine:
                 reduction, so that every coordinate of the sum carries one draw of exactly sigma * C: the noise is
                 neither missing, nor repeated, nor averaged away, and no rank knows more than its own slice.
         """
-        parameters = self.trainable()
-        for group in _same_kind(parameters):
-            flat = torch.cat(
-                [self._sums[p].flatten() if p in self._sums else torch.zeros_like(p).flatten() for p in group]
-            )
+        for group, flat in self._buffers():
             rank, world_size = shard
             start, stop = flat.numel() * rank // world_size, flat.numel() * (rank + 1) // world_size
             # A bound lowered since (a schedule) does not bound what was summed before.
             sensitivity = max(self._bound, self.clipping.sensitivity)
             self.noise.add_(flat[start:stop], self.noise_multiplier * sensitivity)
-            if reduce is not None:
-                flat = reduce(flat)
-            flat.div_(self.expected_batch_size)
-            offset = 0
-            for parameter in group:
-                parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
-                offset += parameter.numel()
+            total = flat if reduce is None else reduce(flat)
+            total.div_(self.expected_batch_size)
+            for parameter, gradient in zip(group, _views(total, group), strict=True):
+                parameter.grad = gradient
         self.discard()
 
     def discard(self) -> None:
         """Forgets the sums accumulated since the last step, unreleased."""
-        self._sums.clear()
+        self._forget_sums()
         self._bound = 0.0
         self._taps.generation += 1
+
+    def _forget_sums(self) -> None:
+        # The buffers became the parameters' gradients, or hold what must not be released: the next step has its own.
+        self._flat, self._sums = [], {}
+
+    def _buffers(self) -> list[tuple[list[nn.Parameter], Tensor]]:
+        """The running sums, one flat tensor for each kind of parameter; a parameter unfrozen since has none yet."""
+        trainable = self.trainable()
+        if not self._flat or len(self._sums) != len(trainable) or any(p not in self._sums for p in trainable):
+            before, self._flat, self._sums = self._sums, [], {}
+            for group in _same_kind(trainable):
+                flat = group[0].new_zeros(sum(p.numel() for p in group), requires_grad=False)
+                self._flat.append((group, flat))
+                self._sums.update(zip(group, _views(flat, group), strict=True))
+            for parameter, total in before.items():
+                if parameter in self._sums:
+                    self._sums[parameter].copy_(total)
+        return self._flat
 
     def _device(self) -> torch.device:
         return next(iter(self.module.parameters())).device
 
-    def _add(self, records: Sequence[Record], units: UnitMap, weights: Tensor | None) -> None:
+    def _add(self, backward: BackwardPass, units: UnitMap, weights: Tensor | None) -> None:
         self._bound = max(self._bound, self.clipping.sensitivity)
-        uses: dict[nn.Parameter, list[Contribution]] = {}
-        calls: Counter[str] = Counter()
-        for record in records:
-            self._check_fold(record, calls[record.name], units)
-            calls[record.name] += 1
-            for name, contribution in self._contributions(record, units).items():
-                uses.setdefault(record.trainable[name], []).append(contribution)
+        norms, kept = backward.finish()
+        self._buffers()
         group = self._groups()
-        num_groups = 1 + max(group.values())
-        squares = torch.zeros(num_groups, units.num_units, device=self._device(), dtype=self._accumulation_dtype())
-        kept: dict[nn.Parameter, Sequence[Contribution]] = {}
-        for parameter, contributions in uses.items():
-            norms, kept[parameter] = squared_norms(contributions)
-            squares[group[parameter]] += norms
+        squares = _group_sums([(group[parameter], norm) for parameter, norm in norms.items()], 1 + max(group.values()))
         # A mean over U units scales each unit's gradient by 1/U. U is private: undo it before the bound is applied.
         scale = float(units.num_units) if self.loss_reduction == "mean" else 1.0
         coefficients, finite = self.clipping.coefficients(squares * scale**2)
@@ -225,41 +242,9 @@ class GradientEngine:
         if not everything_finite:
             self.dropped_units += int((~finite).sum())
         for parameter, summands in kept.items():
-            factor = coefficients[group[parameter]]
             for contribution in summands:
                 usable = contribution if everything_finite else contribution.keep(finite)
-                total = usable.weighted_sum(factor).to(parameter.dtype)
-                self._sums[parameter] = self._sums[parameter].add_(total) if parameter in self._sums else total
-
-    def _contributions(self, record: Record, units: UnitMap) -> Mapping[str, Contribution]:
-        dtype = self._accumulation_dtype()
-        present = [g for g in record.grads if g is not None]
-        parameters = {name: p.detach() for name, p in record.trainable.items()}
-        if record.mixed is not None:
-            return mixed_call_rule(record.mixed, parameters, record.outputs[0], present[0], units, record.name)
-        rule = find_rule(record.module)
-        if rule is None:
-            with self._taps.paused(), torch.enable_grad():
-                return generic_rule(
-                    record.module, parameters, record.inputs, record.outputs, record.grads, units, record.name
-                )
-        args, kwargs = record.inputs
-        call = LayerCall(record.module, record.name, args, kwargs, record.grads, units, frozenset(parameters), dtype)
-        return rule(call)
-
-    def _check_fold(self, record: Record, call: int, units: UnitMap) -> None:
-        """A layer whose rows per unit change from batch to batch does not have the batch on axis 0."""
-        grad = next(g for g in record.grads if g is not None)
-        if grad.dim() == 0 or units.rows is not None:
-            return
-        fold = units.fold(grad.shape[0], record.name)
-        before = self._folds.setdefault((record.name, call), fold)
-        if before != fold:
-            raise PrivacyError(
-                f"{record.name} saw {fold} rows for each privacy unit, and {before} before: its axis 0 is not the batch axis "
-                "(an embedding of torch.arange, a sequence-first layout), so rows cannot be assigned to units. Use "
-                "batch-first layouts and expand shared tensors to one row per sample."
-            )
+                usable.add_weighted_sum(coefficients[group[parameter]], self._sums[parameter])
 
     def _refuse_leaks(self) -> None:
         untapped = self._taps.untapped()
@@ -305,6 +290,22 @@ def _check_weights(weights: Tensor | None, units: UnitMap) -> None:
             f"weights must hold one number in [0, 1] for each of the {units.num_units} units: a larger weight would "
             "carry a unit past its bound"
         )
+
+
+def _group_sums(norms: Sequence[tuple[int, Tensor]], num_groups: int) -> Tensor:
+    """Squared norms ``(G, U)`` of each clipping group from those of its parameters."""
+    if num_groups == 1:
+        return torch.stack([norm for _, norm in norms]).sum(0, keepdim=True)
+    total = norms[0][1].new_zeros(num_groups, norms[0][1].shape[0])
+    for group, norm in norms:
+        total[group] += norm
+    return total
+
+
+def _views(flat: Tensor, group: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Consecutive parts of a flat tensor in the parameters' shapes."""
+    parts = torch.split(flat, [p.numel() for p in group])
+    return [part.view(p.shape) for part, p in zip(parts, group, strict=True)]
 
 
 def _same_kind(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:

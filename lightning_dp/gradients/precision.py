@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-__all__ = ("full_precision",)
+__all__ = ("arithmetic", "full_precision")
 
 
 @contextmanager
@@ -29,6 +29,24 @@ def full_precision() -> Iterator[None]:
     finally:
         for (owner, name, _), value in zip(knobs, before, strict=True):
             setattr(owner, name, value)
+
+
+def arithmetic(device_type: str) -> Callable[[], AbstractContextManager[None]]:
+    """Makes contexts in which float32 means float32: no reduced precision, and no autocast.
+
+    Entering such a context costs more than a small layer's norm, so it is left out where the switches are right already.
+    """
+    right = all(getattr(owner, name) == full for owner, name, full in _knobs())
+
+    @contextmanager
+    def strict() -> Iterator[None]:
+        with torch.autocast(device_type, enabled=False), full_precision():
+            yield
+
+    def context() -> AbstractContextManager[None]:
+        return nullcontext() if right and not torch.is_autocast_enabled(device_type) else strict()
+
+    return context
 
 
 def _knobs() -> list[tuple[Any, str, Any]]:

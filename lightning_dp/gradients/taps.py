@@ -8,7 +8,8 @@ arrive on one came round the taps: that is a leak, and it is reported by name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
@@ -17,8 +18,18 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_dp.errors import PrivacyError
-from lightning_dp.gradients.bare import BareParameter, Expression, MixedCall, Owner, leaves_of, map_tensors, tensors_in
-from lightning_dp.gradients.rules import find_rule
+from lightning_dp.gradients.bare import (
+    BareParameter,
+    Expression,
+    MixedCall,
+    Owner,
+    leaves_of,
+    map_leaves,
+    map_tensors,
+    tensors_in,
+)
+from lightning_dp.gradients.memory import nbytes
+from lightning_dp.gradients.rules import LayerRule, find_rule
 
 __all__ = ("Record", "Taps")
 
@@ -38,6 +49,7 @@ class Record:
         inputs: recorded ``(args, kwargs)``.
         outputs: the output tensors.
         grads: their gradients, ``None`` where none arrived.
+        rule: the layer's rule, or ``None`` where the generic one must do.
         mixed: the call of a bare parameter, or ``None`` for a module call.
     """
 
@@ -47,7 +59,30 @@ class Record:
     inputs: Any
     outputs: tuple[Tensor, ...]
     grads: tuple[Tensor | None, ...]
+    rule: LayerRule | None = None
     mixed: MixedCall | None = None
+
+
+@dataclass(frozen=True)
+class _Site:
+    """What is known of a tapped module and looked up in every call."""
+
+    label: str
+    prefix: str
+    kind: type[nn.Module]
+    patched: bool
+    rule: LayerRule | None
+    composite: bool
+    bare: bool
+
+    @classmethod
+    def of(cls, module: nn.Module, name: str) -> _Site:
+        rule, composite = find_rule(module), isinstance(module, COMPOSITES)
+        # Parameters beside children are used by functions that no hook sees; those of a leaf, by its own forward.
+        bare = rule is None and not composite and any(True for _ in module.children())
+        label = f"{name or 'the root module'} ({type(module).__name__})"
+        patched = "forward" in vars(module)
+        return cls(label, f"{name}." if name else "", type(module), patched, rule, composite, bare)
 
 
 class Taps:
@@ -57,21 +92,26 @@ class Taps:
         root: the network.
 
     Attributes:
-        records: filled while :attr:`recording` is true; one entry for each tapped call that a gradient reached.
-        recording: set by the engine around the one backward pass whose gradient is to be privatised.
+        receive: set by the engine around the one backward pass whose gradient is to be privatised; it gets the record
+            of each tapped call as soon as its gradient is there, the last layer's first.
+        uses: how often each parameter was used in tapped calls since the last pass.
         generation: which logical step forward passes belong to now; the engine counts.
     """
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
-        self.records: list[Record] = []
-        self.recording = False
+        self.receive: Callable[[Record], None] | None = None
+        self.uses: Counter[nn.Parameter] = Counter()
         self.leaked: set[str] = set()
         self.generation = 0
         self._paused = False
         self._swapped: dict[nn.Module, list[dict[str, nn.Parameter]]] = {}
+        self._recorded = 0
         self._handles: list[RemovableHandle] = []
+        # An anchor gives the tap a gradient even where the network's input needs none (the first layer).
+        self._anchors: dict[torch.device, Tensor] = {}
         self._names = {module: name for name, module in root.named_modules()}
+        self._sites = {module: _Site.of(module, name) for module, name in self._names.items()}
         self._parameters = dict(root.named_parameters(remove_duplicate=False))
         for module in self._names:
             if any(True for _ in module.parameters(recurse=False)):
@@ -121,9 +161,14 @@ class Taps:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets all records, so that nothing of this pass can reach the next."""
-        self.records.clear()
+        """Forgets what this pass left, so that nothing of it can reach the next."""
+        self.uses.clear()
         self.leaked.clear()
+        self._recorded = 0
+
+    def recorded_bytes(self) -> int:
+        """What the inputs recorded since the last pass take, with the parameters: less than a plain step keeps."""
+        return self._recorded + nbytes(*self._parameters.values())
 
     def paused(self) -> _Paused:
         """A context in which modules run as if untapped (to repeat a call, or for a plain reference)."""
@@ -136,16 +181,19 @@ class Taps:
         self._swapped.setdefault(module, []).append(swapped)
         if not torch.is_grad_enabled():
             return None
-        composite = isinstance(module, COMPOSITES)
-        for name, parameter in module.named_parameters(recurse=composite, remove_duplicate=False):
+        site = self._site(module)
+        if site.composite:
+            parameters = dict(module.named_parameters(remove_duplicate=False))
+        else:
+            parameters = module._parameters  # type: ignore[assignment]
+        for name, parameter in parameters.items():
             if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
                 swapped[name] = parameter
-        owner = self._owner(module) if self._is_bare(module) else None
-        prefix = f"{self._names[module]}." if self._names[module] else ""
+        owner = self._owner(module) if site.bare else None
         for name, parameter in swapped.items():
             stand_in = parameter.detach()
             if owner is not None:
-                stand_in = BareParameter.wrap(stand_in, Expression(source=prefix + name), owner)
+                stand_in = BareParameter.wrap(stand_in, Expression(source=site.prefix + name), owner)
             _put(module, name, stand_in)
         if any(isinstance(t, BareParameter) for t in tensors_in((args, kwargs))):
             return map_tensors((args, kwargs), lambda t: t.tapped() if isinstance(t, BareParameter) else t)
@@ -157,14 +205,17 @@ class Taps:
         swapped = self._swapped[module].pop()
         for name, parameter in swapped.items():
             _put(module, name, parameter)
-        if output is None or not swapped or self._is_bare(module):
+        site = self._site(module)
+        if output is None or not swapped or site.bare:
             return None
         self._refuse_output(module, output)
         tensors = [t for t in tensors_in(output) if t.is_floating_point()]
         if not tensors:
             return None
         inputs = map_tensors((args, kwargs), lambda t: t.detach())
-        tapped = self._tap(Record(self._label(module), module, dict(swapped), inputs, (), ()), tensors)
+        tapped = self._tap(Record(site.label, module, swapped, inputs, (), (), site.rule), tensors)
+        if tensors[0] is output:
+            return tapped[0]
         replaced = dict(zip(map(id, tensors), tapped, strict=True))
         return map_tensors(output, lambda t: replaced.get(id(t), t))
 
@@ -174,40 +225,42 @@ class Taps:
             if is_dataclass(leaf) or (isinstance(leaf, Tensor) and leaf.is_complex()):
                 kind = "a complex tensor" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
                 raise PrivacyError(
-                    f"{self._label(module)} returns {kind}, whose gradient cannot be recorded, so its parameters would "
+                    f"{self._site(module).label} returns {kind}, whose gradient cannot be recorded, so its parameters would "
                     "get none. Return real tensors in tuples, lists or dicts (torch.view_as_real), or freeze it."
                 )
 
-    def _label(self, module: nn.Module) -> str:
-        return f"{self._names[module] or 'the root module'} ({type(module).__name__})"
-
-    def _is_bare(self, module: nn.Module) -> bool:
-        """Parameters beside children are used by functions that no hook sees; those of a leaf, by its own forward."""
-        if find_rule(module) is not None or isinstance(module, COMPOSITES):
-            return False
-        return any(True for _ in module.children())
+    def _site(self, module: nn.Module) -> _Site:
+        site = self._sites[module]
+        if site.kind is not type(module) or site.patched != ("forward" in vars(module)):
+            site = self._sites[module] = _Site.of(module, self._names[module])
+        return site
 
     def _owner(self, module: nn.Module) -> Owner:
         def tap(call: MixedCall, result: Tensor) -> Tensor:
-            name = f"{self._label(module)} ({', '.join(sorted(call.sources()))} in {call.func.__name__})"
+            name = f"{self._site(module).label} ({', '.join(sorted(call.sources()))} in {call.func.__name__})"
             inputs = map_tensors((call.args, dict(call.kwargs)), lambda t: t.detach())
             call = MixedCall(call.func, inputs[0], inputs[1])
             trainable = {source: self._parameters[source] for source in call.sources()}
-            return self._tap(Record(name, module, trainable, inputs, (), (), call), [result])[0]
+            return self._tap(Record(name, module, trainable, inputs, (), (), None, call), [result])[0]
 
         constants = frozenset(b.untyped_storage().data_ptr() for b in module.buffers(recurse=False) if b.numel())
         return Owner(tap, constants)
 
     def _tap(self, record: Record, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        # The anchor gives the tap a gradient even where the network's input needs none (the first layer).
-        anchor = torch.zeros((), device=outputs[0].device, requires_grad=True)
-        return _Tap.apply(self, record, anchor, *outputs)  # type: ignore[no-any-return]
+        self.uses.update(record.trainable.values())
+        self._recorded += nbytes(*tensors_in(record.inputs))
+        device = outputs[0].device
+        if device not in self._anchors:
+            self._anchors[device] = torch.zeros((), device=device, requires_grad=True)
+        return _Tap.apply(self, record, self._anchors[device], *outputs)  # type: ignore[no-any-return]
 
 
 def _put(module: nn.Module, name: str, value: Tensor) -> None:
     """Places a tensor where a parameter of that (dotted) name stands, without registering it as one."""
-    path, _, leaf = name.rpartition(".")
-    module.get_submodule(path)._parameters[leaf] = value  # type: ignore[assignment]
+    if "." in name:
+        path, _, name = name.rpartition(".")
+        module = module.get_submodule(path)
+    module._parameters[name] = value  # type: ignore[assignment]
 
 
 def _inert_taps() -> Taps:
@@ -227,21 +280,31 @@ class _Paused:
         self._taps._paused = self._was
 
 
+class _Saved:
+    """Stands where a tensor was in a recorded call, while autograd keeps the tensor."""
+
+
+_SAVED = _Saved()
+
+
 class _Tap(torch.autograd.Function):
-    """Identity forward; the backward adds the record, completed by the gradients that arrived, to the taps."""
+    """Identity forward; the backward completes the record by the gradients that arrived and hands it on."""
 
     @staticmethod
     def forward(ctx: Any, taps: Taps, record: Record, anchor: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.taps, ctx.record = taps, record
-        # A detached tensor shares its version counter with the original. With detached weights autograd no longer
-        # notices an input that is changed in place after use (x += f(x)); the counter does.
-        ctx.kept = list(tensors_in(record.inputs))
-        ctx.versions = [t._version for t in ctx.kept]
-        ctx.generation, ctx.used = taps.generation, False
-        if record.mixed is not None or find_rule(record.module) is None:
+        ctx.taps, ctx.record, ctx.generation, ctx.used = taps, record, taps.generation, False
+        if record.rule is None:
             # The generic rule compares with the output: a copy, since the network may change it in place.
             record.outputs = tuple(t.detach().clone() for t in outputs)
+        # Saved as autograd saves: freed with the graph, recomputed under activation checkpointing, and guarded by the
+        # version counter, which a detached tensor shares with the original. With detached weights nothing else would
+        # notice an input that is changed in place after use (x += f(x)).
+        ctx.save_for_backward(*tensors_in((record.inputs, record.outputs)))
+        record.inputs = map_tensors(record.inputs, lambda _: _SAVED)
+        record.outputs = map_tensors(record.outputs, lambda _: _SAVED)
+        if record.mixed is not None:
+            record.mixed = MixedCall(record.mixed.func, (), {})
         return tuple(t.detach() for t in outputs)
 
     @staticmethod
@@ -254,7 +317,7 @@ class _Tap(torch.autograd.Function):
                 f"{record.name}: a backward pass with create_graph=True cannot be privatised; the second "
                 "derivative mixes the units. Gradient penalties are not supported."
             )
-        if taps.recording:
+        if taps.receive is not None:
             if ctx.used or ctx.generation != taps.generation:
                 raise PrivacyError(
                     f"the loss reaches back to an earlier pass through {record.name}: those rows belong to another "
@@ -262,11 +325,27 @@ class _Tap(torch.autograd.Function):
                     "to step (hidden states, memories), and compute the loss afresh in every step."
                 )
             ctx.used = True
-            if any(t._version != version for t, version in zip(ctx.kept, ctx.versions, strict=True)):
-                raise PrivacyError(
-                    f"the input of {record.name} was changed in place after the layer had used it, so its "
-                    "gradient per unit would be wrong. Replace the in-place operation on that tensor "
-                    "(x += ..., an inplace=True activation) by its ordinary form."
-                )
-            taps.records.append(replace(record, grads=grads))
+            taps.receive(_completed(record, grads, _saved_tensors(ctx)))
         return (None, None, None, *grads)
+
+
+def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
+    try:
+        return ctx.saved_tensors  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise PrivacyError(
+            f"the input of {ctx.record.name} was changed in place after the layer had used it, so its "
+            "gradient per unit would be wrong. Replace the in-place operation on that tensor "
+            "(x += ..., an inplace=True activation) by its ordinary form."
+        ) from error
+
+
+def _completed(record: Record, grads: tuple[Tensor | None, ...], saved: Sequence[Tensor]) -> Record:
+    tensors = iter(saved)
+    inputs, outputs = map_leaves(
+        (record.inputs, record.outputs), lambda leaf: next(tensors) if leaf is _SAVED else leaf
+    )
+    mixed = None if record.mixed is None else MixedCall(record.mixed.func, *inputs)
+    return replace(record, inputs=inputs, outputs=outputs, grads=grads, mixed=mixed)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_dp.errors import PrivacyConfigError
 from lightning_dp.gradients import Clipping, ClippingName, GradientEngine, contributions
 from tests.gradients import networks as net
 from tests.gradients.oracle import clipped_sum, layer_numbers, relative_error, squared_loss, unit_gradients
@@ -50,15 +51,18 @@ def test_network_matches_plain_loop(name: str) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 40, 200])
-def test_gram_and_instantiated_norms_agree(length: int) -> None:
+def test_the_routes_agree(length: int) -> None:
     torch.manual_seed(3)
     a, b = torch.randn(5, 2, length, 6), torch.randn(5, 2, length, 4)
-    product = contributions.OuterProduct(a, b, torch.Size((8, 6)))
-    terms = (a.norm(dim=-1) * b.norm(dim=-1)).sum((1, 2)).square()
-    truth = torch.einsum("ugtp,ugtd->ugpd", b.double(), a.double()).square().sum((1, 2, 3))
-    torch.testing.assert_close(product._gram_norms(terms).double(), truth, rtol=1e-5, atol=0)
-    torch.testing.assert_close(product._held_norms().double(), truth, rtol=1e-5, atol=0)
-    torch.testing.assert_close(product.squared_norms().double(), truth, rtol=1e-5, atol=0)
+    gradients = torch.einsum("ugtp,ugtd->ugpd", b.double(), a.double())
+    truth, weights = gradients.square().sum((1, 2, 3)), torch.linspace(-1, 2, 5)
+    total = torch.einsum("u,ugpd->gpd", weights.double(), gradients).reshape(8, 6)
+    for route in ("direct",) if length == 1 else ("gram", "held", "streamed"):
+        product = contributions.OuterProduct(a, b, torch.Size((8, 6)))
+        product.route = route  # type: ignore[assignment]
+        torch.testing.assert_close(product.repaired(product.squared_norms()).double(), truth, rtol=1e-5, atol=0)
+        torch.testing.assert_close(product.weighted_sum(weights).double(), total, rtol=1e-4, atol=1e-5)
+        assert (product.held is not None) == (route == "held")
 
 
 def test_cancelling_terms_do_not_hide_a_norm() -> None:
@@ -67,16 +71,37 @@ def test_cancelling_terms_do_not_hide_a_norm() -> None:
     b = torch.tensor([[1e4], [-1e4 * (1 + 1e-5)]]).view(1, 1, 2, 1).repeat(1, 1, 1, 64)
     product = contributions.OuterProduct(a, b, torch.Size((64, 64)))
     truth = float(torch.einsum("ugtp,ugtd->ugpd", b.double(), a.double()).norm())
-    assert float(product.squared_norms().sqrt()) >= truth * 0.999
+    product.route = "gram"
+    assert float(product.repaired(product.squared_norms()).sqrt()) >= truth * 0.999
+    assert product.doubtful is not None
+    assert bool(product.doubtful[0])
 
 
-def test_chunked_norms_equal_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["cnn", "torch_transformer"])
+@pytest.mark.parametrize("limit", [1, 3000, 1 << 30])
+def test_a_memory_limit_changes_routes_and_not_results(name: str, limit: int) -> None:
     torch.manual_seed(4)
-    module, x = net.NETWORKS["cnn"]()
+    module, x = net.NETWORKS[name]()
     y = torch.linspace(-1, 1, len(x))
     whole = engine_sum(module, x, y, Clipping(0.1))
-    monkeypatch.setattr(contributions, "CHUNK_ELEMENTS", 100)
-    assert relative_error(engine_sum(module, x, y, Clipping(0.1)), whole) < 1e-5
+    limited = GradientEngine(module, Clipping(0.1), noise_multiplier=0, expected_batch_size=1, memory_limit=limit)
+    with limited:
+        for _ in range(2):  # the second pass meets the buffers of the first
+            limited.discard()
+            limited.backward(squared_loss(module, x, y), len(x))
+            assert relative_error(limited.clipped_sum(), whole) < 1e-5
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5, True])
+def test_a_memory_limit_is_a_number_of_bytes(limit: object) -> None:
+    with pytest.raises(PrivacyConfigError, match="memory_limit"):
+        GradientEngine(
+            nn.Linear(2, 2),
+            Clipping(1.0),
+            noise_multiplier=0,
+            expected_batch_size=1,
+            memory_limit=limit,  # type: ignore[arg-type]
+        )
 
 
 def test_frozen_parameters_take_no_part() -> None:

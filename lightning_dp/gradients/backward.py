@@ -1,0 +1,136 @@
+"""One backward pass: layers' norms as their gradients arrive, then one clipped sum over the units."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dp.errors import PrivacyError
+from lightning_dp.gradients.contributions import Contribution, joint_squared_norms
+from lightning_dp.gradients.generic import generic_rule, mixed_call_rule
+from lightning_dp.gradients.memory import Memory
+from lightning_dp.gradients.rules import LayerCall
+from lightning_dp.gradients.taps import Record, Taps
+from lightning_dp.gradients.units import UnitMap
+
+__all__ = ("BackwardPass",)
+
+Arithmetic = Callable[[], AbstractContextManager[None]]
+
+
+class BackwardPass:
+    """Collects what each layer's parameters contribute, and the units' norms.
+
+    A layer's norms are computed while its gradient is still in cache, and what they do not need is dropped at once. Where
+    a parameter is used several times, the uses are added before the norm, so they wait for the end of the pass.
+
+    Args:
+        taps: where the records come from.
+        units: which rows belong to which unit.
+        dtype: norms and sums are kept in it.
+        memory: what may be held.
+        folds: rows per unit that each layer saw in earlier passes; shared over passes.
+        arithmetic: a context in which float32 means float32.
+    """
+
+    def __init__(
+        self,
+        taps: Taps,
+        units: UnitMap,
+        dtype: torch.dtype,
+        memory: Memory,
+        folds: dict[tuple[str, int], int],
+        arithmetic: Arithmetic,
+    ) -> None:
+        self.taps, self.units, self.dtype, self.memory = taps, units, dtype, memory
+        self._folds, self._arithmetic = folds, arithmetic
+        self._calls: Counter[str] = Counter()
+        self._uses: dict[nn.Parameter, list[Contribution]] = {}
+        self._norms: dict[nn.Parameter, Tensor] = {}
+        self._later: list[Record] = []
+        self.empty = True
+
+    def receive(self, record: Record) -> None:
+        """Takes the record of one layer, complete with its output gradient."""
+        self.empty = False
+        self._check_fold(record)
+        if record.rule is None:  # differentiates the call again, which does not belong inside autograd's own pass
+            self._later.append(record)
+            return
+        with self._arithmetic():
+            args, kwargs = record.inputs
+            trainable = frozenset(record.trainable)
+            call = LayerCall(record.module, record.name, args, kwargs, record.grads, self.units, trainable, self.dtype)
+            self._add(record, record.rule(call))
+
+    def finish(self) -> tuple[Mapping[nn.Parameter, Tensor], Mapping[nn.Parameter, Sequence[Contribution]]]:
+        """The squared norms ``(U,)`` of each parameter's units, and the contributions to sum."""
+        with self._arithmetic():
+            for record in self._later:
+                self._add(record, self._generic(record))
+            self._later.clear()
+            kept: dict[nn.Parameter, Sequence[Contribution]] = {}
+            for parameter, uses in self._uses.items():
+                kept[parameter] = uses
+                if len(uses) > 1:
+                    self._norms[parameter], kept[parameter] = joint_squared_norms(uses)
+                elif parameter not in self._norms:
+                    self._norms[parameter] = self._norm_of(uses[0])
+            self._repair()
+        return self._norms, kept
+
+    def _add(self, record: Record, contributions: Mapping[str, Contribution]) -> None:
+        for name, contribution in contributions.items():
+            parameter = record.trainable[name]
+            uses = self._uses.setdefault(parameter, [])
+            uses.append(contribution)
+            if self.taps.uses[parameter] == 1 and len(uses) == 1:
+                self._norms[parameter] = self._norm_of(contribution)
+
+    def _norm_of(self, contribution: Contribution) -> Tensor:
+        contribution.choose_route(self.memory)
+        return contribution.squared_norms()
+
+    def _repair(self) -> None:
+        """Norms that lost digits to cancellation, again without; asked once for all layers, as it stalls a GPU."""
+        doubtful = {
+            parameter: uses[0]
+            for parameter, uses in self._uses.items()
+            if len(uses) == 1 and uses[0].doubtful is not None
+        }
+        if not doubtful:
+            return
+        flags = torch.stack([c.doubtful.any() for c in doubtful.values() if c.doubtful is not None]).tolist()
+        for flag, (parameter, contribution) in zip(flags, doubtful.items(), strict=True):
+            if flag:
+                self._norms[parameter] = contribution.repaired(self._norms[parameter])
+
+    def _generic(self, record: Record) -> Mapping[str, Contribution]:
+        parameters = {name: p.detach() for name, p in record.trainable.items()}
+        if record.mixed is not None:
+            present = next(g for g in record.grads if g is not None)
+            return mixed_call_rule(record.mixed, parameters, record.outputs[0], present, self.units, record.name)
+        with self.taps.paused(), torch.enable_grad():
+            return generic_rule(
+                record.module, parameters, record.inputs, record.outputs, record.grads, self.units, record.name
+            )
+
+    def _check_fold(self, record: Record) -> None:
+        """A layer whose rows per unit change from batch to batch does not have the batch on axis 0."""
+        call = self._calls[record.name]
+        self._calls[record.name] += 1
+        grad = next(g for g in record.grads if g is not None)
+        if grad.dim() == 0 or self.units.rows is not None:
+            return
+        fold = self.units.fold(grad.shape[0], record.name)
+        before = self._folds.setdefault((record.name, call), fold)
+        if before != fold:
+            raise PrivacyError(
+                f"{record.name} saw {fold} rows for each privacy unit, and {before} before: its axis 0 is not the batch axis "
+                "(an embedding of torch.arange, a sequence-first layout), so rows cannot be assigned to units. Use "
+                "batch-first layouts and expand shared tensors to one row per sample."
+            )

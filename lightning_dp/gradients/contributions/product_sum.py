@@ -1,0 +1,191 @@
+"""Gradients that are sums of outer products over positions: the routes to their norms, and what rounding may hide."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_dp.gradients.contributions.base import (
+    BLOCK,
+    Contribution,
+    row_squares,
+    unit_chunks,
+    zero_outside,
+)
+from lightning_dp.gradients.contributions.routes import Route, cheapest
+from lightning_dp.gradients.memory import Memory, nbytes
+
+__all__ = ("Energies", "ProductSum", "energies")
+
+Energies = tuple[Tensor, Tensor]
+"""``||a[u, g, t]||^2`` and ``||b[u, g, t]||^2``, both ``(U, G, T)``."""
+
+ROUNDOFF = 2.0**-24  # unit roundoff of float32
+CANCELLATION = 2.0**-13  # below this share of its terms, a Gram-matrix norm has lost too many digits
+RESOLUTION = 2.0**-5  # a unit counts for at least this share of what its terms would give if their signs were random
+LOST = 2.0**-126  # the most that the square of one float32 can lose to underflow
+
+
+class ProductSum(Contribution):
+    """``gradient_u = sum_t b[u, t] a[u, t]^T`` for each of G groups, ``a`` of d elements, ``b`` of p, T positions.
+
+    Args:
+        a, b: what was recorded, by unit: ``(U, ...)``. A subclass knows how positions are read off it.
+        shape: the parameter's shape, with ``G * p * d`` elements.
+        sizes: ``(T, d, p)``.
+        unfolds: whether reading positions off the records means copying patches.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, shape: torch.Size, sizes: tuple[int, int, int], unfolds: bool) -> None:
+        self.a, self.b, self.shape, self.sizes, self.unfolds = a, b, shape, sizes, unfolds
+        self.num_units = a.shape[0]
+        self.groups = shape.numel() // (sizes[1] * sizes[2])
+        self.route: Route = cheapest(*sizes, unfolds=unfolds, may_hold=False)
+        self.held: Tensor | None = None
+        """The units' gradients ``(U, G * p * d)``, once the route is ``"held"`` and the norms are known."""
+        self._memory: Memory | None = None
+        self._bounds: tuple[Tensor, Tensor] | None = None
+
+    @abstractmethod
+    def columns(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """``a`` ``(S, G, T, d)`` and ``b`` ``(S, G, T, p)`` of S units."""
+
+    @abstractmethod
+    def sum_records(self, weights: Tensor, out: Tensor) -> None:
+        """Adds ``sum_u weights[u] * gradient_u`` to ``out`` straight from the records."""
+
+    def in_shape(self, gradients: Tensor) -> Tensor:
+        """``(S, G * p * d)`` in the order of :meth:`columns` as ``(S, *shape)``."""
+        return gradients.view(gradients.shape[0], *self.shape)
+
+    def build(self, out: Tensor) -> Energies:
+        """Writes the units' gradients to ``out`` ``(U, G * p * d)``; returns the positions' energies."""
+        _, d, p = self.sizes
+        found = []
+        for start, stop in self._chunks(1):
+            a, b = self.columns(start, stop)
+            torch.bmm(b.flatten(0, 1).mT, a.flatten(0, 1), out=out[start:stop].view(-1, p, d))
+            found.append((energies(a), energies(b)))
+        return _joined(found)
+
+    @override
+    def choose_route(self, memory: Memory) -> None:
+        self._memory = memory
+        if cheapest(*self.sizes, units=self.num_units * self.groups, unfolds=self.unfolds) == "held":
+            wanted = self.num_units * self.shape.numel() * self.a.element_size()
+            if memory.hold(wanted, nbytes(self.a, self.b)):
+                self.route = "held"
+
+    @override
+    def per_unit(self, start: int, stop: int) -> Tensor:
+        if self.held is not None:
+            return self.in_shape(self.held[start:stop])
+        a, b = self.columns(start, stop)
+        return self.in_shape((b.mT @ a).reshape(stop - start, -1))
+
+    @override
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        out = self.b.new_zeros(self.shape)
+        self.add_weighted_sum(weights, out)
+        return out
+
+    @override
+    def add_weighted_sum(self, weights: Tensor, out: Tensor) -> None:
+        if out.dtype != self.b.dtype:
+            super().add_weighted_sum(weights, out)
+        elif self.held is None:
+            self.sum_records(weights.to(out.dtype), out)
+        else:
+            total = torch.mv(self.held.t(), weights.to(out.dtype))
+            out.add_(self.in_shape(total.unsqueeze(0))[0])
+
+    @override
+    def keep(self, mask: Tensor) -> Contribution:
+        kept = copy.copy(self)
+        kept.a, kept.b = zero_outside(self.a, mask), zero_outside(self.b, mask)
+        kept.held = None if self.held is None else zero_outside(self.held, mask)
+        return kept
+
+    @override
+    def squared_norms(self) -> Tensor:
+        length, d, p = self.sizes
+        if self.route == "direct":
+            return ((energies(self.a) + d * LOST) * (energies(self.b) + p * LOST)).sum((1, 2))
+        route = {"gram": self._gram, "held": self._hold, "streamed": self._stream}[self.route]
+        norms, (a_square, b_square) = route()
+        # Rounded up by what underflow may have hidden: a huge input times a tiny gradient is no tiny product.
+        a_norm, b_norm = (a_square + d * LOST).sqrt_(), (b_square + p * LOST).sqrt_()
+        terms = (a_norm * b_norm).sum((1, 2)).square()
+        lost = ((p * LOST) ** 0.5 * a_norm.sum(2)).square().sum(1) + ((d * LOST) ** 0.5 * b_norm.sum(2)).square().sum(1)
+        # Terms that cancel leave a sum of the size of their rounding errors, and while they are being summed they push
+        # the other units' digits out: a unit never counts as smaller than what that arithmetic can resolve.
+        self._bounds = lost, terms * max(RESOLUTION / length**0.5, ROUNDOFF * length) ** 2
+        if self.route == "gram":
+            self.doubtful = norms < CANCELLATION * terms
+        return torch.maximum(norms + self._bounds[0], self._bounds[1])
+
+    @override
+    def repaired(self, norms: Tensor) -> Tensor:
+        if self.doubtful is None or self._bounds is None:
+            return norms
+        norms = norms.clone()
+        for unit in torch.nonzero(self.doubtful).flatten().tolist():
+            exact = row_squares(self.per_unit(unit, unit + 1))[0]
+            norms[unit] = torch.maximum(exact + self._bounds[0][unit], self._bounds[1][unit])
+        return norms
+
+    def _chunks(self, elements: int) -> Iterator[tuple[int, int]]:
+        """Ranges of units for which ``elements`` a unit, and the patches of all, stay within the memory bound."""
+        length, d, _ = self.sizes
+        patches = length * d * self.groups if self.unfolds else 0
+        chunk = None if self._memory is None else self._memory.chunk_bytes // self.a.element_size()
+        return unit_chunks(self.num_units, max(elements, patches), chunk)
+
+    def _gram(self) -> tuple[Tensor, Energies]:
+        norms, found = [], []
+        for start, stop in self._chunks(2 * self.sizes[0] ** 2 * self.groups):
+            a, b = self.columns(start, stop)
+            units, groups = a.shape[:2]
+            a_gram, b_gram = (torch.bmm(t, t.mT) for t in (a.flatten(0, 1), b.flatten(0, 1)))
+            # The diagonals are the positions' energies; cloned, because the product is taken in place.
+            diagonals = [t.diagonal(dim1=1, dim2=2).clone().view(units, groups, -1) for t in (a_gram, b_gram)]
+            found.append((diagonals[0], diagonals[1]))
+            norms.append(a_gram.mul_(b_gram).view(units, -1).sum(1))
+        return torch.cat(norms), _joined(found)
+
+    def _hold(self) -> tuple[Tensor, Energies]:
+        shape = (self.num_units, self.shape.numel())
+        held = self.a.new_empty(shape) if self._memory is None else self._memory.buffer(shape, self.a)
+        found = self.build(held)
+        # The records are no longer needed: this is the memory that the gradients take instead.
+        self.held, self.a, self.b = held, self.a[:, :0], self.b[:, :0]
+        return row_squares(held), found
+
+    def _stream(self) -> tuple[Tensor, Energies]:
+        norms, found = [], []
+        for start, stop in self._chunks(self.shape.numel()):
+            a, b = self.columns(start, stop)
+            norms.append(row_squares((b.mT @ a).flatten(1)))
+            found.append((energies(a), energies(b)))
+        return torch.cat(norms), _joined(found)
+
+
+def energies(rows: Tensor) -> Tensor:
+    """Squared norms over the last axis, ``(..., d) -> (...)``; long rows are added up by blocks."""
+    if rows.shape[-1] > BLOCK:
+        return row_squares(rows.flatten(0, -2)).view(rows.shape[:-1])
+    if rows.stride(-1) != 1 and rows.shape[-1] > 1:  # measured: a norm over a strided axis is tens of times slower
+        return rows.square().sum(-1)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1)
+    return norms.square_()
+
+
+def _joined(found: Sequence[Energies]) -> Energies:
+    if len(found) == 1:
+        return found[0]
+    return torch.cat([a for a, _ in found]), torch.cat([b for _, b in found])

@@ -1,0 +1,97 @@
+"""How much memory the engine may use beyond what a plain step needs, and the buffers that it keeps from step to step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lightning_dp.errors import PrivacyConfigError
+
+__all__ = ("Memory", "nbytes")
+
+CHUNK_BYTES = 1 << 22  # temporaries of this size stay in cache; above 32 MiB, each would page-fault anew on CPU
+SHARE = (
+    0.15  # of what the recorded inputs and the parameters take: what gradients may be held in when nothing else is said
+)
+LEAST = 1 << 23  # small networks: their gradients may be held whatever the share
+
+
+class Memory:
+    """Decides which units' gradients may be held until they are summed. A limit changes routes, never results.
+
+    A gradient that is held spares its layer a second product in the sum. It may be held if it takes no more than the
+    records that it replaces, or if the rest fits the limit.
+
+    Args:
+        limit: bytes that held gradients and temporaries may take beyond the records; ``None``: a share of what a plain
+            step keeps for its backward pass.
+
+    Raises:
+        PrivacyConfigError: for a limit that is not a positive number.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        whole = isinstance(limit, int) and not isinstance(limit, bool)
+        if limit is not None and not (whole and limit > 0):
+            raise PrivacyConfigError(f"memory_limit={limit!r} must be a whole number of bytes >= 1, or None")
+        self.limit = limit
+        self._allowed = 0
+        self._held = 0
+        self._free: list[Tensor] = []
+        self._lent: list[Tensor] = []
+        self._scratch: Tensor | None = None
+
+    def begin(self, recorded_bytes: int) -> None:
+        """Starts a backward pass whose records and parameters take ``recorded_bytes``."""
+        self._allowed = max(LEAST, int(SHARE * recorded_bytes)) if self.limit is None else self.limit // 2
+        self._held = 0
+
+    @property
+    def chunk_bytes(self) -> int:
+        """How large one temporary may be."""
+        return CHUNK_BYTES if self.limit is None else max(1, min(CHUNK_BYTES, self.limit // 4))
+
+    def hold(self, wanted: int, freed: int) -> bool:
+        """Whether ``wanted`` bytes may be held where ``freed`` bytes of records are dropped instead."""
+        after = self._held + wanted - freed
+        if after > max(self._allowed, self._held):
+            return False
+        self._held = after
+        return True
+
+    def buffer(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """An uninitialised tensor that :meth:`end` takes back, on CPU from the step before: fresh pages cost time."""
+        if like.device.type != "cpu":
+            return like.new_empty(shape)
+        size = math.prod(shape)
+        fitting = [i for i, t in enumerate(self._free) if t.dtype == like.dtype and size <= t.numel() <= 2 * size]
+        if fitting:
+            flat = self._free.pop(min(fitting, key=lambda i: self._free[i].numel()))
+        else:
+            flat = like.new_empty(size + size // 8)  # Poisson batches differ in size by a few per cent
+        self._lent.append(flat)
+        return flat[:size].view(shape)
+
+    def scratch(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """An uninitialised tensor that is valid until the next call: the one large temporary of the moment."""
+        size = math.prod(shape)
+        if like.device.type != "cpu":
+            return like.new_empty(shape)
+        if self._scratch is None or self._scratch.dtype != like.dtype or self._scratch.numel() < size:
+            self._scratch = like.new_empty(size)
+        return self._scratch[:size].view(shape)
+
+    def end(self) -> None:
+        """Ends the pass: nothing of it is held any longer. What no layer asked for this time is given back."""
+        self._free, self._lent = self._lent, []
+
+    def clear(self) -> None:
+        """Gives back all buffers."""
+        self._free, self._lent, self._scratch = [], [], None
+
+
+def nbytes(*tensors: Tensor) -> int:
+    """Bytes of the tensors' elements."""
+    return sum(t.numel() * t.element_size() for t in tensors)
