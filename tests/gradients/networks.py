@@ -170,6 +170,19 @@ class EncoderDecoder(nn.Module):
         return self.head(self.body(x, self.queries.expand(len(x), -1, -1)).flatten(1))
 
 
+class Squared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Bilinear(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, torch.tanh(x))
+
+
+def _bag(mode: str) -> Builder:
+    return lambda: (nn.EmbeddingBag(7, 3, mode=mode, padding_idx=0), torch.randint(0, 7, (5, 6)))
+
+
 def _linear(rank: int) -> Builder:
     return lambda: (nn.Linear(4, 3), torch.randn(6, *[2, 3, 2][: rank - 2], 4))
 
@@ -221,8 +234,14 @@ LAYERS: dict[str, Builder] = {
     "embedding_flat": lambda: (nn.Embedding(7, 3), torch.randint(0, 7, (5,))),
     "generic_functional": lambda: (Functional(), torch.randn(5, 6)),
     "generic_subclass": lambda: (SubclassedLinear(6, 4), torch.randn(5, 6)),
-    "generic_transposed": lambda: (nn.ConvTranspose2d(3, 2, 3, stride=2), torch.randn(4, 3, 5, 5)),
-    "generic_prelu": lambda: (nn.Sequential(nn.PReLU(3), nn.Tanh()), torch.randn(5, 3, 4)),
+    "conv_transpose2d": lambda: (nn.ConvTranspose2d(3, 2, 3, stride=2), torch.randn(4, 3, 5, 5)),
+    "conv_transpose1d": lambda: (
+        nn.ConvTranspose1d(4, 6, 3, 2, 1, output_padding=1, groups=2, dilation=2),
+        torch.randn(5, 4, 6),
+    ),
+    "prelu": lambda: (nn.Sequential(nn.PReLU(3), nn.Tanh()), torch.randn(5, 3, 4)),
+    "bilinear": lambda: (Squared(), torch.randn(5, 4)),
+    **{f"embedding_bag_{mode}": _bag(mode) for mode in ("sum", "mean", "max")},
 }
 
 

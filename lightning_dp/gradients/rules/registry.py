@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,12 @@ class LayerCall:
     def grad(self) -> Tensor:
         """The first output gradient that arrived, in :attr:`dtype`."""
         return next(g for g in self.grads if g is not None).to(self.dtype)
+
+    def arguments(self) -> dict[str, Any]:
+        """What the layer was called with, by the names of its ``forward``'s parameters, defaults filled in."""
+        bound = inspect.signature(self.module.forward).bind(*self.args, **self.kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
 
 
 LayerRule = Callable[[LayerCall], dict[str, Contribution]]
