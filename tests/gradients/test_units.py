@@ -19,7 +19,8 @@ from tests.gradients.oracle import clipped_sum, layer_numbers, relative_error, s
 NAMES = [
     "linear_2d", "linear_4d", "linear_wide", "conv1d", "conv2d", "conv2d_groups", "conv3d", "embedding",
     "embedding_padding", "embedding_flat", "layer_norm", "group_norm", "instance_norm2d", "rms_norm",
-    "generic_functional", "generic_subclass", "generic_transposed", "generic_prelu", "cnn", "repeated", "repeated_conv",
+    "generic_functional", "generic_subclass", "conv_transpose2d", "prelu", "bilinear", "embedding_bag_mean",
+    "embedding_bag_max", "cnn", "repeated", "repeated_conv",
     "tied", "tokens", "queries", "windows", "in_place", "weight_norm",
 ]  # fmt: skip
 BUILDERS = {**net.LAYERS, **net.NETWORKS}

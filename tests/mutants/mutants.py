@@ -19,6 +19,8 @@ PRECISION = "lightning_dp/gradients/precision.py"
 PRODUCT_SUM = "lightning_dp/gradients/contributions/product_sum.py"
 ENGINE = "lightning_dp/gradients/engine.py"
 GENERIC = "lightning_dp/gradients/generic.py"
+BACKWARD = "lightning_dp/gradients/backward.py"
+REPLAY = "lightning_dp/gradients/replay.py"
 NOISE = "lightning_dp/gradients/noise.py"
 TAPS = "lightning_dp/gradients/taps.py"
 SAMPLERS = "lightning_dp/sampling/samplers.py"
@@ -32,6 +34,7 @@ SENSITIVITY = "tests/gradients/test_sensitivity.py"
 NOISES = "tests/gradients/test_noise.py"
 LEAKS = "tests/gradients/test_leaks.py"
 ROUTES = "tests/gradients/test_routes.py"
+RULES = "tests/gradients/rules"
 UNITS = "tests/gradients/test_units.py"
 TRAPS = "tests/traps/test_traps.py"
 
@@ -241,8 +244,28 @@ LEAK_FAULTS = (
     ),
     _mutant(
         "the generic rule trusts its repetition", GENERIC,
-        "if not bool((difference <= tolerance * scale).all()):", "if False:",
+        "        if not reproduces(", "        if False and not reproduces(",
         f"{LEAKS}::test_a_leaf_that_couples_its_rows_is_refused_by_name",
+    ),
+    _mutant(
+        "every repetition passes for the recorded call", REPLAY,
+        "return bool((difference <= tolerance * scale).all())", "return True",
+        f"{RULES}/test_attention.py::test_masks_that_cannot_be_drawn_again_are_refused_by_name",
+    ),
+    _mutant(
+        "a recurrent layer's dropout masks are taken on trust", "lightning_dp/gradients/rules/recurrent.py",
+        "if not all(reproduces(", "if False and not all(reproduces(",
+        f"{RULES}/test_recurrent.py::test_masks_that_cannot_be_drawn_again_are_refused_by_name",
+    ),
+    _mutant(
+        "time steps of a transformer are taken for rows", TAPS,
+        "record.batch_first() if record.module in taps.sequence_first else record", "record",
+        f"{RULES}/test_attention.py::test_an_encoder_agrees_in_every_batch_size",
+    ),
+    _mutant(
+        "a recurrent layer's time axis is taken for the batch", BACKWARD,
+        "grad.shape[0] if record.rows is None else record.rows(record.module, args, kwargs)", "grad.shape[0]",
+        f"{RULES}/test_recurrent.py::test_any_recurrent_layer_agrees",
     ),
     _mutant(
         "rows of an earlier pass are taken for this one's", TAPS,

@@ -212,8 +212,6 @@ ROWS: list[tuple[str, Case]] = [
         ),
     ),
     ("spectral_norm", Case("net.1", "remove", through(lambda: nn.utils.spectral_norm(nn.Linear(8, 8))))),
-    ("recurrent_layers", Case("extra (LSTM)", "DPLSTM", beside(lambda: nn.LSTM(4, 4)))),
-    ("multihead_attention", Case("extra", "DPMultiheadAttention", beside(lambda: nn.MultiheadAttention(4, 2)))),
     ("compiled_modules", Case("torch.compile", "Train without it", lambda: Tiny(net=torch.compile(network())))),
     ("compiled_modules", Case("torch.compile", "Train without it", compiled_in_place)),
     ("wrapped_modules", Case("net (DataParallel)", "Trainer(devices", lambda: Tiny(net=nn.DataParallel(network())))),
