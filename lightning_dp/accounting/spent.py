@@ -28,6 +28,7 @@ class PrivacySpent:
         sample_rate: Poisson rate; None if the entries differ.
         steps: Number of compositions.
         entries: The ledger behind the number.
+        unit: What is added or removed: ``"sample"``, or the name of the ids that say whose a sample is.
     """
 
     eps: float
@@ -39,13 +40,14 @@ class PrivacySpent:
     sample_rate: float | None
     steps: int
     entries: tuple[LedgerEntry, ...]
+    unit: str = "sample"
 
     def trade_off(self) -> TradeOffCurve:
         """The whole trade-off curve, of which (eps, delta) is one line."""
         return TradeOffCurve(self.entries)
 
     def __str__(self) -> str:
-        relation = self.relation.replace("_", " ")
+        relation = self.relation.replace("_", " ") + ("" if self.unit == "sample" else f" unit ({self.unit})")
         return (
             f"eps = {_rounded_up(self.eps)} at delta = {self.delta:.4g} ({relation}; {self._sampling()}; "
             f"{self.accountant} accountant; {self.steps} steps)"
@@ -61,8 +63,10 @@ class PrivacySpent:
         return " and ".join(phrases) or "nothing sampled"
 
 
-def privacy_spent(entries: Sequence[LedgerEntry], delta: float, accountant: AccountantName = "pld") -> PrivacySpent:
-    """What a ledger's entries have spent at ``delta``.
+def privacy_spent(
+    entries: Sequence[LedgerEntry], delta: float, accountant: AccountantName = "pld", unit: str = "sample"
+) -> PrivacySpent:
+    """What a ledger's entries have spent at ``delta``, on units of the given name.
 
     Raises:
         PrivacyConfigError: If ``delta`` is not in (0, 1) or the accountant is unknown.
@@ -82,6 +86,7 @@ def privacy_spent(entries: Sequence[LedgerEntry], delta: float, accountant: Acco
         sample_rate=rates.pop() if len(rates) == 1 else None,
         steps=sum(entry.steps for entry in merged),
         entries=merged,
+        unit=unit,
     )
 
 

@@ -66,6 +66,8 @@ class Budget:
         get_accountant(accountant)
         self.eps, self.accountant = eps, accountant
         self.ledger = PrivacyLedger()
+        self.unit = "sample"
+        """What the ledger counts: the unit that is added or removed."""
         self._delta, self._noise_multiplier = delta, noise_multiplier
         self._sampler: AccountedSampler | None = None
         self._event: GaussianEvent | None = None
@@ -181,7 +183,7 @@ class Budget:
     def spent(self) -> PrivacySpent:
         """Everything spent so far, by the chosen accountant. Raises PrivacyError if that is not known."""
         self._check_complete()
-        return privacy_spent(self.ledger.entries, self.delta, self.accountant)
+        return privacy_spent(self.ledger.entries, self.delta, self.accountant, self.unit)
 
     def ledger_is_incomplete(self) -> None:
         """Remembers that processes ended without reporting what they had spent: no eps is quoted from here on."""
@@ -195,10 +197,24 @@ class Budget:
             "delta": self._delta,
             "noise_multiplier": self._noise_multiplier,
             "accountant": self.accountant,
+            "unit": self.unit,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Adds what a checkpoint has spent; nothing is ever lowered. Calibrated noise is taken over, if still open."""
+        """Adds what a checkpoint has spent; nothing is ever lowered. Calibrated noise is taken over, if still open.
+
+        Raises:
+            PrivacyError: if the checkpoint's spending protects another unit: steps that protect samples say nothing about
+                all samples of a patient, and steps that protect patients bound a single sample by twice as much.
+        """
+        unit, theirs = state.get("unit", "sample"), PrivacyLedger()
+        theirs.merge(state["ledger"])
+        if unit != self.unit and theirs.entries:
+            raise PrivacyError(
+                f"the checkpoint's privacy was spent on units called {unit!r}, this strategy protects {self.unit!r}: the two "
+                "do not add up to one eps. Resume with the same DPStrategy(unit=...), named in the same way, or start "
+                "from untrained weights."
+            )
         self.ledger.merge(state["ledger"])
         if self._noise_multiplier is None and state["eps"] == self.eps and self._delta in (None, state["delta"]):
             self._noise_multiplier = state["noise_multiplier"]
