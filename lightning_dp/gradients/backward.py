@@ -124,8 +124,8 @@ class BackwardPass:
         call = self._calls[record.name]
         self._calls[record.name] += 1
         grad = next(g for g in record.grads if g is not None)
-        if grad.dim() == 0 or self.units.rows is not None:
-            return
+        if grad.dim() == 0 or (self.units.rows is not None and self.units.terms is None):
+            return  # the nodes of graphs: how many rows there are says nothing
         fold = self.units.fold(grad.shape[0], record.name)
         before = self._folds.setdefault((record.name, call), fold)
         if before != fold:

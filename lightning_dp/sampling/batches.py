@@ -119,11 +119,11 @@ def split_units(
     _check_place(rank, world_size, physical_batch_size)
     shares = [_pack(units[other::world_size], physical_batch_size) for other in range(world_size)]
     mine = shares[rank]
-    missing = max(1, *(len(share) for share in shares)) - len(mine)
-    filled = [*mine, *[[stand_in]] * missing]
+    absent = max(1, *(len(share) for share in shares)) - len(mine)
+    filled = [*mine, *[[stand_in]] * absent]
     return RankDraw(
         chunks=tuple(tuple(row for unit in chunk for row in unit) for chunk in filled),
-        real=(True,) * len(mine) + (False,) * missing,
+        real=(True,) * len(mine) + (False,) * absent,
         step=step,
         rows_per_unit=rows_per_unit or 1,
         rows=None if rows_per_unit else tuple(tuple(len(unit) for unit in chunk) for chunk in filled),

@@ -31,6 +31,17 @@ TOLERANCE = 1e-2  # of the larger gradient's norm; a coupling or a wrong rule er
 LOW_PRECISION_TOLERANCE = 1e-1  # bfloat16 keeps 8 bits
 UNCLIPPED = 1e30
 
+COUPLED = (
+    "the gradient of one sample changes by {error:.1%} when the other samples of its batch change, so clipping it bounds "
+    "nothing. Something couples the samples: a normalisation over the batch, a contrastive or ranking loss, a mean over "
+    "valid tokens, class weights taken from the batch. Make the loss a mean over samples of terms that depend on one "
+    "sample each."
+)
+NOT_ALONE = (
+    "the gradient of one sample alone and beside others differs by {error:.1%}: the loss couples the samples of a batch or "
+    "depends on how many there are. Make it a mean over samples of terms that depend on one sample each."
+)
+
 Step = Callable[[LightningModule, Any], Any]
 
 
@@ -129,14 +140,7 @@ class _Checks:
         others = {unit: [i for i in range(last + 1) if i != unit] for unit in units}
         if last >= 3:
             for unit in units:
-                self._compare(
-                    self._one_of(unit, others[unit][:2]),
-                    self._one_of(unit, others[unit][-2:]),
-                    "the gradient of one sample changes by {error:.1%} when the other samples of its batch change, so "
-                    "clipping it bounds nothing. Something couples the samples: a normalisation over the batch, a "
-                    "contrastive or ranking loss, a mean over valid tokens, class weights taken from the batch. Make "
-                    "the loss a mean over samples of terms that depend on one sample each.",
-                )
+                self._compare_beside(unit, others[unit][:2], others[unit][-2:], COUPLED)
         modes = {child: child.training for child in self.module.modules()}
         self.module.eval()  # dropout off: batches of different size draw different masks
         try:
@@ -145,25 +149,22 @@ class _Checks:
             elif last >= 1:
                 # Every sample, beside all others: a loss that selects (hard examples, trimmed means) spares some of them.
                 for unit in range(last + 1):
-                    self._compare_with_alone(unit, [i for i in range(last + 1) if i != unit])
+                    self._compare_beside(unit, [i for i in range(last + 1) if i != unit], [], NOT_ALONE)
         finally:
             for child, training in modes.items():
                 child.training = training
 
-    def _compare_with_alone(self, unit: int, others: Sequence[int]) -> None:
-        alone, beside = self._one_of(unit, []), self._one_of(unit, others)
-        size = sum(len(self.units[i]) for i in (unit, *others)) / len(self.units[unit])
-        if _error(beside, alone) <= self.tolerance:
-            return
-        if _error(beside, alone * size) <= self.tolerance or _error(beside, alone / size) <= self.tolerance:
+    def _compare_beside(self, unit: int, some: Sequence[int], others: Sequence[int], message: str) -> None:
+        """A unit's gradient is the same beside some units and beside others, or alone."""
+        one, other = self._one_of(unit, some), self._one_of(unit, others)
+        ratio = self._rows([unit, *some]) / self._rows([unit, *others])
+        rescaled = min(_error(one, other * ratio), _error(one * ratio, other))
+        if ratio != 1 and rescaled <= self.tolerance < _error(one, other):
             raise PrivacyError(self._wrong_reduction())
-        self._compare(
-            beside,
-            alone,
-            "the gradient of one sample alone and beside others differs by {error:.1%}: the loss couples the samples "
-            "of a batch or depends on how many there are. Make it a mean over samples of terms that depend on one sample "
-            "each.",
-        )
+        self._compare(one, other, message)
+
+    def _rows(self, units: Sequence[int]) -> int:
+        return sum(len(self.units[unit]) for unit in units)
 
     def _compare_sizes(self) -> None:
         """Mean or sum, for a step that is always random: by the loss of one sample and of the same three times."""
@@ -259,9 +260,17 @@ class _Checks:
 
 
 def _some_rows(rows: UnitRows, units: Sequence[int]) -> list[tuple[int, ...]]:
-    """A few rows of each unit: as many of each where that is so in the run, and otherwise of unlike numbers."""
+    """One or two rows of each unit: of every other one two, where units differ in the run.
+
+    That makes batches of equal size in which a unit is beside others, so that dropout draws the same masks for it.
+    """
     chosen = rows.choose(np.asarray(units, dtype=np.int64), 0)
-    return [indices[: 2 if rows.rows_per_unit else 1 + place % 3] for place, indices in enumerate(chosen)]
+    if rows.rows_per_unit:
+        return [indices[:2] for indices in chosen]
+    for parity in (1, 0):
+        if len(chosen) == 5 and all(len(indices) > 1 for indices in chosen[parity::2]):
+            return [indices[: 1 + (place % 2 == parity)] for place, indices in enumerate(chosen)]
+    return [indices[:1] for indices in chosen]
 
 
 def _error(one: Tensor, other: Tensor) -> float:
