@@ -22,7 +22,7 @@ class PrivacySpent:
         eps: Upper bound on the smallest eps at ``delta``; inf without noise.
         delta: The chance-like slack of the guarantee.
         accountant: Name of the accountant.
-        sampling: ``"poisson"``, ``"shuffle"``, ``"mixed"``, or ``"none"`` for an empty ledger.
+        sampling: ``"poisson"``, ``"truncated_poisson"``, ``"shuffle"``, ``"mixed"``, or ``"none"`` for an empty ledger.
         relation: The neighbouring relation.
         noise_multiplier: Noise over sensitivity; None if the entries differ.
         sample_rate: Poisson rate; None if the entries differ.
@@ -58,6 +58,9 @@ class PrivacySpent:
         rates = sorted({e.event.sample_rate for e in self.entries if e.event.sampling == "poisson"})
         if rates:
             phrases.append("Poisson sampling, q = " + " and ".join(f"{rate:.4g}" for rate in rates))
+        cut = sorted({e.event.sample_rate for e in self.entries if e.event.sampling == "truncated_poisson"})
+        if cut:
+            phrases.append("Poisson sampling cut at a maximum, q = " + " and ".join(f"{rate:.4g}" for rate in cut))
         if any(e.event.sampling == "shuffle" for e in self.entries):
             phrases.append("shuffled, accounted without amplification")
         return " and ".join(phrases) or "nothing sampled"

@@ -7,7 +7,12 @@ from lightning_dp.sampling.build import build_private_loader
 from lightning_dp.sampling.checks import loader_batch_size, why_not_private
 from lightning_dp.sampling.keys import key_from_seed, new_key
 from lightning_dp.sampling.loader import LogicalStep, PrivateDataLoader
-from lightning_dp.sampling.samplers import LogicalSampler, PoissonSampler, ShuffleSampler
+from lightning_dp.sampling.samplers import (
+    LogicalSampler,
+    PoissonSampler,
+    ShuffleSampler,
+    TruncatedPoissonSampler,
+)
 from lightning_dp.sampling.units import PrivacyUnit, UnitIds, UnitRows, number_units
 
 __all__ = (
@@ -19,6 +24,7 @@ __all__ = (
     "PrivateDataLoader",
     "RankDraw",
     "ShuffleSampler",
+    "TruncatedPoissonSampler",
     "UnitIds",
     "UnitRows",
     "build_private_loader",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -25,6 +25,7 @@ from lightning_dp.sampling import (
     PrivacyUnit,
     PrivateDataLoader,
     ShuffleSampler,
+    TruncatedPoissonSampler,
     UnitRows,
     build_private_loader,
     key_from_seed,
@@ -55,13 +56,14 @@ class PrivateTrainingStrategy(ProcessStrategy):
         mechanism: its name in reports.
         budget: eps or noise, and the ledger.
         clipping: the bound on each sample's gradient, and with it the noise's scale.
-        sampling: ``"poisson"`` or ``"shuffle"``.
+        sampling: ``"poisson"``, ``"truncated_poisson"`` or ``"shuffle"``.
         physical_batch_size: the most samples that a device holds at once; a unit with more is held alone.
         loss_reduction: whether ``training_step`` returns a mean or a sum.
         self_check: compare with plain PyTorch before the first step.
         seed: for tests only.
         processes: Lightning's own arguments.
         unit: what is protected as a whole, and how much of it a step uses.
+        max_batch_size: the most units in a step, for truncated Poisson sampling.
     """
 
     def __init__(
@@ -77,10 +79,17 @@ class PrivateTrainingStrategy(ProcessStrategy):
         seed: int | None,
         processes: Processes,
         unit: PrivacyUnit | None = None,
+        max_batch_size: int | None = None,
     ) -> None:
         super().__init__(processes)
-        if sampling not in ("poisson", "shuffle"):
-            raise PrivacyConfigError(f"unknown sampling {sampling!r}; choose 'poisson' or 'shuffle'")
+        if sampling not in get_args(Sampling):
+            raise PrivacyConfigError(f"unknown sampling {sampling!r}; choose one of {get_args(Sampling)}")
+        if (sampling == "truncated_poisson") != (max_batch_size is not None):
+            raise PrivacyConfigError(
+                f"sampling={sampling!r} with max_batch_size={max_batch_size!r}: sampling='truncated_poisson' cuts draws at "
+                "max_batch_size, so give both or neither. To fit a batch into memory without cutting it, use "
+                "physical_batch_size."
+            )
         whole = isinstance(physical_batch_size, int) and not isinstance(physical_batch_size, bool)
         if physical_batch_size is not None and not (whole and physical_batch_size >= 1):
             raise PrivacyConfigError(
@@ -90,6 +99,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             raise PrivacyConfigError(f"unknown loss_reduction {loss_reduction!r}; choose 'mean' or 'sum'")
         self._mechanism, self._budget, self._clipping = mechanism, budget, clipping
         self._sampling, self._physical_batch_size = sampling, physical_batch_size
+        self._max_batch_size = max_batch_size
         self._loss_reduction: LossReduction = loss_reduction
         self._self_check, self._seed = self_check, seed
         self._unit = PrivacyUnit() if unit is None else unit
@@ -383,6 +393,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
                 f"batch size {batch_size} exceeds the {n} training {what}: every one takes part in every step.",
                 category=PrivacyWarning,
             )
+        if self._max_batch_size is not None:
+            return TruncatedPoissonSampler(n, min(batch_size, n), self._key, self._max_batch_size)
         kind = PoissonSampler if self._sampling == "poisson" else ShuffleSampler
         return kind(n, min(batch_size, n), self._key)
 

@@ -128,6 +128,7 @@ class Budget:
             )
         planned = sampler.compositions(int(steps), start) if math.isfinite(steps) else 0
         spent = self.ledger.entries
+        _check_tail(sampler.event(1.0), planned, self._delta, n)
         calibrating = self._noise_multiplier is None
         if self._noise_multiplier is None:
             assert self.eps is not None
@@ -144,6 +145,7 @@ class Budget:
                 steps=max(1, planned),
                 accountant=self.accountant,
                 sampling=template.sampling,
+                tail=template.tail,
                 spent=spent,
             )
             self._affordable = max(1, planned)
@@ -265,6 +267,19 @@ def _check(eps: float | None, delta: float | None, noise_multiplier: float | Non
         raise PrivacyConfigError(f"delta={delta!r} must lie strictly between 0 and 1; None means 1/(10 n)")
     if noise_multiplier is not None and not (_is_number(noise_multiplier) and 0 <= noise_multiplier < math.inf):
         raise PrivacyConfigError(f"noise_multiplier={noise_multiplier!r} must be a finite number >= 0")
+
+
+def _check_tail(event: GaussianEvent, planned: int, delta: float, n: int) -> None:
+    """Draws that are cut too often cost more delta than there is; says how large the cap must be."""
+    if event.tail * planned < delta:
+        return
+    expected, load = event.sample_rate * n, math.log(100 * planned / delta)
+    enough = math.ceil(expected + load / 3 + math.sqrt(load * load / 9 + 2 * expected * load))  # Bernstein's inequality
+    raise PrivacyConfigError(
+        f"the chance that one of {planned} batches has to be cut at max_batch_size is {min(1.0, event.tail * planned):.3g}, "
+        f"and delta={delta:g} must cover it: no noise makes up for that. Use max_batch_size={enough} (then eps does not "
+        "notice), or sampling='poisson' with a physical_batch_size."
+    )
 
 
 def _is_number(value: object) -> bool:

@@ -43,8 +43,11 @@ class DPStrategy(PrivateTrainingStrategy):
             only: **not private**, eps = inf.
         max_grad_norm: clipping bound C on each unit's gradient norm.
         accountant: ``"pld"`` (tight), ``"rdp"`` or ``"prv"``.
-        sampling: ``"poisson"``, or ``"shuffle"`` for shuffled batches accounted without amplification (a much larger eps).
+        sampling: ``"poisson"``; ``"truncated_poisson"``, which cuts draws at ``max_batch_size``; or ``"shuffle"`` for
+            shuffled batches accounted without amplification (a much larger eps).
         clipping: ``"flat"``, ``"per_layer"`` or ``"automatic"``.
+        max_batch_size: the most units in a step over all ranks, for ``sampling="truncated_poisson"``: a hard bound on
+            the cost of a step. The chance that a draw is cut is part of delta; too small a value is refused.
         physical_batch_size: the most samples that a device holds at once, copies included; ``None`` does not split. A unit
             is never split: one with more samples is held alone.
         unit: whose each sample is, where a person owns several: the name of an attribute of the training data set that
@@ -87,6 +90,7 @@ class DPStrategy(PrivateTrainingStrategy):
         accountant: AccountantName = "pld",
         sampling: Sampling = "poisson",
         clipping: ClippingName = "flat",
+        max_batch_size: int | None = None,
         physical_batch_size: int | None = None,
         unit: UnitIds | None = None,
         max_rows_per_unit: int | None = None,
@@ -123,4 +127,5 @@ class DPStrategy(PrivateTrainingStrategy):
                 start_method,
             ),
             unit=PrivacyUnit(unit, max_rows_per_unit, augmentation_multiplicity),
+            max_batch_size=max_batch_size,
         )

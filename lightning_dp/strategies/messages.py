@@ -43,7 +43,7 @@ def not_private(settings: PrivacySettings, seed: int | None) -> list[str]:
 
 def plan_exceeds_budget(settings: PrivacySettings, uncovered: int) -> str:
     """Warning at the start of a run that the budget will end before the plan does."""
-    what = "steps" if settings.sampling == "poisson" else "passes"
+    what = "passes" if settings.sampling == "shuffle" else "steps"
     return (
         f"The budget eps={settings.eps:g} does not cover the last {uncovered} of the planned {what}: the noise was calibrated "
         "to fewer. Training stops when the budget is spent. Plan all steps from the start, or give a larger eps."
