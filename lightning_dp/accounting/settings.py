@@ -21,11 +21,12 @@ class PrivacySettings:
         clipping: how units are clipped.
         sampling: how units are drawn.
         sample_rate: the rate that was accounted, in (0, 1].
-        expected_batch_size: B, over all ranks.
-        dataset_size: n.
+        expected_batch_size: B, the expected number of units in a step, over all ranks.
+        dataset_size: n, the number of units.
         accountant: which accountant turns the ledger into eps.
         eps: the budget, or ``None`` if eps is only reported.
         relation: the neighbouring relation.
+        unit: what is added or removed: ``"sample"``, or the name of the ids (``"patient_id"``).
     """
 
     mechanism: str
@@ -40,3 +41,4 @@ class PrivacySettings:
     accountant: str
     eps: float | None
     relation: str = RELATION
+    unit: str = "sample"

@@ -127,8 +127,8 @@ class BackwardPass:
         call = self._calls[record.name]
         self._calls[record.name] += 1
         grad = next(g for g in record.grads if g is not None)
-        if grad.dim() == 0 or self.units.rows is not None:
-            return
+        if grad.dim() == 0 or (self.units.rows is not None and self.units.terms is None):
+            return  # the nodes of graphs: how many rows there are says nothing
         args, kwargs = record.inputs
         rows = grad.shape[0] if record.rows is None else record.rows(record.module, args, kwargs)
         fold = self.units.fold(rows, record.name)

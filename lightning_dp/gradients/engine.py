@@ -133,7 +133,8 @@ class GradientEngine:
         The rows of a unit are found by position: axis 0 of every layer must be the batch axis. A layer that sees another
         number of rows per unit than before is refused, so misplaced axes surface as soon as the batch size varies, as it
         does under Poisson sampling; in a loop with a constant batch size they may not. With a ragged map of rows the loss
-        must be the mean over units of each unit's own mean: a mean over rows would scale a unit by the others' rows.
+        must be the mean over units of each unit's own mean; where it is a mean over rows, which would scale a unit by the
+        others' rows, :attr:`UnitMap.terms` sets that right.
 
         Args:
             num_units: units in this physical batch, or their map to rows.
@@ -233,7 +234,8 @@ class GradientEngine:
         group = self._groups()
         squares = _group_sums([(group[parameter], norm) for parameter, norm in norms.items()], 1 + max(group.values()))
         # A mean over U units scales each unit's gradient by 1/U. U is private: undo it before the bound is applied.
-        scale = float(units.num_units) if self.loss_reduction == "mean" else 1.0
+        scale = units.loss_scale(self.loss_reduction)
+        scale = scale.to(squares) if isinstance(scale, Tensor) else scale
         coefficients, finite = self.clipping.coefficients(squares * scale**2)
         coefficients = coefficients * scale
         if weights is not None:

@@ -26,6 +26,7 @@ TAPS = "lightning_dp/gradients/taps.py"
 SAMPLERS = "lightning_dp/sampling/samplers.py"
 BATCHES = "lightning_dp/sampling/batches.py"
 LOADER = "lightning_dp/sampling/loader.py"
+UNIT_ROWS = "lightning_dp/sampling/units.py"
 LEDGER = "lightning_dp/accounting/ledger.py"
 STRATEGY = "lightning_dp/strategies/base.py"
 BUDGET = "lightning_dp/strategies/budget.py"
@@ -36,6 +37,7 @@ LEAKS = "tests/gradients/test_leaks.py"
 ROUTES = "tests/gradients/test_routes.py"
 RULES = "tests/gradients/rules"
 UNITS = "tests/gradients/test_units.py"
+UNIT_TESTS = "tests/sampling/test_units.py"
 TRAPS = "tests/traps/test_traps.py"
 
 
@@ -76,7 +78,7 @@ CLIPPING_FAULTS = (
     ),
     _mutant(
         "loss reduction forgotten", ENGINE,
-        'scale = float(units.num_units) if self.loss_reduction == "mean" else 1.0', "scale = 1.0",
+        "scale = units.loss_scale(self.loss_reduction)", "scale = 1.0",
         f"{ROUTES}::test_sum_reduction_equals_mean_reduction",
     ),
     _mutant(
@@ -316,6 +318,31 @@ SAMPLING_FAULTS = (
         f"{TRAPS}::test_t3_all_ranks_take_the_same_steps",
     ),
     _mutant(
+        "a unit's rows are chosen once and for all", UNIT_ROWS,
+        "stream(self._key, _ROWS_DOMAIN, step)", "stream(self._key, _ROWS_DOMAIN, 0)",
+        f"{UNIT_TESTS}::test_rows_are_chosen_uniformly_and_afresh",
+    ),
+    _mutant(
+        "what a unit brings depends on who else is drawn", UNIT_ROWS,
+        "lots[start:stop]", "lots[len(chosen) : len(chosen) + stop - start]",
+        f"{UNIT_TESTS}::test_what_a_unit_brings_does_not_depend_on_who_else_is_drawn",
+    ),
+    _mutant(
+        "a unit is split over two chunks", BATCHES, "for unit in units:\n        if not chunks",
+        "for unit in [(row,) for unit in units for row in unit]:\n        if not chunks",
+        f"{UNIT_TESTS}::test_no_unit_is_split_and_none_is_lost",
+        "tests/strategies/test_units.py::test_each_patient_is_clipped_as_a_whole",
+    ),
+    _mutant(
+        "samples without an owner are one person", UNIT_ROWS, " and i.lower() not in _MISSING", "",
+        f"{UNIT_TESTS}::test_ids_that_are_no_clean_keys_are_refused",
+    ),
+    _mutant(
+        "a wrapper's ids are those of the whole data set", UNIT_ROWS,
+        "if own and hasattr(dataset, name):", "if hasattr(dataset, name):",
+        f"{UNIT_TESTS}::test_a_wrapper_that_answers_for_the_whole_data_set_is_not_believed",
+    ),
+    _mutant(
         "a draw may feed two gradients", LOADER, "if step.step <= self._last_taken:", "if False:",
         "tests/sampling/test_loader.py::test_a_draw_is_not_used_for_two_gradients",
     ),
@@ -376,8 +403,29 @@ ACCOUNTING_FAULTS = (
 STRATEGY_FAULTS = (
     _mutant(
         "a stand-in has weight one", "lightning_dp/strategies/step.py",
-        "return size, None if draw.real[self._chunk] else torch.zeros(size)", "return size, None",
+        "return units, None if draw.real[self._chunk] else torch.zeros(units.num_units)", "return units, None",
         "tests/strategies/test_empty_draws.py::test_a_stand_in_contributes_exactly_nothing",
+    ),
+    _mutant(
+        "every sample of a patient is clipped by itself", "lightning_dp/strategies/step.py",
+        "if rows is not None:", "if False:",
+        "tests/strategies/test_units.py::test_each_patient_is_clipped_as_a_whole",
+        "tests/strategies/test_units.py::test_a_whole_patient_changes_the_sum_by_at_most_c",
+    ),
+    _mutant(
+        "others' samples scale a unit", "lightning_dp/gradients/units.py",
+        "total / self.terms.double()", "1.0 / self.terms.double()",
+        f"{UNITS}::test_a_loss_over_samples_gives_each_unit_the_mean_of_its_own",
+    ),
+    _mutant(
+        "the rate is that of samples and not of units", STRATEGY,
+        "n = len(dataloader.dataset) if self._rows is None else self._rows.num_units", "n = len(dataloader.dataset)",
+        "tests/strategies/test_units.py::test_the_ledger_and_every_report_count_patients",
+    ),
+    _mutant(
+        "spending on samples passes for spending on patients", BUDGET,
+        "if unit != self.unit and theirs.entries:", "if False:",
+        "tests/strategies/test_units.py::test_spending_on_other_units_is_not_added_up",
     ),
     _mutant(
         "the sampling key goes into the checkpoint", STRATEGY,
