@@ -119,7 +119,7 @@ class GradientEngine:
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that take part, in the network's order, each once."""
-        return [p for p in self.module.parameters() if p.requires_grad]
+        return [p for p in self._taps.parameters if p.requires_grad]
 
     def backward(self, loss: Tensor, num_units: int | UnitMap, weights: Tensor | None = None) -> None:
         """Runs ``loss.backward()`` and adds the clipped sum over the batch's units; see :meth:`recording`."""
@@ -225,7 +225,7 @@ class GradientEngine:
         return self._flat
 
     def _device(self) -> torch.device:
-        return next(iter(self.module.parameters())).device
+        return self._taps.parameters[0].device
 
     def _add(self, backward: BackwardPass, units: UnitMap, weights: Tensor | None) -> None:
         self._bound = max(self._bound, self.clipping.sensitivity)
@@ -280,7 +280,7 @@ class GradientEngine:
         return group
 
     def _accumulation_dtype(self) -> torch.dtype:
-        wide = any(p.dtype == torch.float64 for p in self.module.parameters())
+        wide = any(p.dtype == torch.float64 for p in self._taps.parameters)
         return torch.float64 if wide else torch.float32
 
 

@@ -133,7 +133,11 @@ class Taps:
         self._anchors: dict[torch.device, Tensor] = {}
         self._names = {module: name for name, module in root.named_modules()}
         self.sequence_first = sequence_first(root)
+        self.parameters = list(root.parameters())
+        """The network's parameters when the taps were placed, each once."""
+        self._known = set(map(id, self.parameters))
         self._sites = {module: _Site.of(module, name) for module, name in self._names.items()}
+        self._follows = any(site.bare for site in self._sites.values())
         self._parameters = dict(root.named_parameters(remove_duplicate=False))
         for module in self._names:
             if any(True for _ in module.parameters(recurse=False)):
@@ -159,8 +163,8 @@ class Taps:
 
     def untapped(self) -> list[str]:
         """Trainable parameters that were not there when the taps were placed."""
-        known = set(self._parameters.values())
-        return [name for name, p in self.root.named_parameters() if p.requires_grad and p not in known]
+        known = self._known
+        return [name for name, p in self.root.named_parameters() if p.requires_grad and id(p) not in known]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Taps:
         # The hooks of a copied (or pickled) network must not detach the copy's weights, nor carry records of private
@@ -210,7 +214,7 @@ class Taps:
         else:
             parameters = module._parameters  # type: ignore[assignment]
         for name, parameter in parameters.items():
-            if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
+            if parameter is not None and parameter.requires_grad:  # stand-ins, of an outer call, do not
                 swapped[name] = parameter
         if swapped and site.random is not None and site.random(module):
             self._random_states[module] = RandomState.capture(next(iter(swapped.values())).device)
@@ -220,7 +224,7 @@ class Taps:
             if owner is not None:
                 stand_in = BareParameter.wrap(stand_in, Expression(source=site.prefix + name), owner)
             _put(module, name, stand_in)
-        if any(isinstance(t, BareParameter) for t in tensors_in((args, kwargs))):
+        if self._follows and any(isinstance(t, BareParameter) for t in tensors_in((args, kwargs))):
             return map_tensors((args, kwargs), lambda t: t.tapped() if isinstance(t, BareParameter) else t)
         return None
 
@@ -233,11 +237,17 @@ class Taps:
         site = self._site(module)
         if output is None or not swapped or site.bare:
             return None
-        self._refuse_output(module, output)
-        tensors = [t for t in tensors_in(output) if t.is_floating_point()]
+        if type(output) is Tensor and output.is_floating_point():
+            tensors = [output]
+        else:
+            self._refuse_output(module, output)
+            tensors = [t for t in tensors_in(output) if t.is_floating_point()]
         if not tensors:
             return None
-        inputs = map_tensors((args, kwargs), lambda t: t.detach())
+        if _is_plain(args, kwargs):  # most calls: without a walk through nested containers
+            inputs: Any = ((args[0].detach(),), {})
+        else:
+            inputs = map_tensors((args, kwargs), lambda t: t.detach())
         record = Record(site.label, module, swapped, inputs, (), (), site.rule, None, site.rows, random_state)
         tapped = self._tap(record, tensors)
         if tensors[0] is output:
@@ -273,8 +283,10 @@ class Taps:
         return Owner(tap, constants)
 
     def _tap(self, record: Record, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        self.uses.update(record.trainable.values())
-        self._recorded += nbytes(*tensors_in(record.inputs))
+        for parameter in record.trainable.values():
+            self.uses[parameter] += 1
+        plain = record.mixed is None and _is_plain(*record.inputs)
+        self._recorded += nbytes(record.inputs[0][0]) if plain else nbytes(*tensors_in(record.inputs))
         device = outputs[0].device
         if device not in self._anchors:
             self._anchors[device] = torch.zeros((), device=device, requires_grad=True)
@@ -314,6 +326,12 @@ class _Saved:
 
 
 _SAVED = _Saved()
+_PLAIN: Any = ((_SAVED,), {})
+"""The inputs of a call with one tensor and nothing else."""
+
+
+def _is_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return len(args) == 1 and type(args[0]) is Tensor and not kwargs
 
 
 class _Tap(torch.autograd.Function):
@@ -329,9 +347,13 @@ class _Tap(torch.autograd.Function):
         # Saved as autograd saves: freed with the graph, recomputed under activation checkpointing, and guarded by the
         # version counter, which a detached tensor shares with the original. With detached weights nothing else would
         # notice an input that is changed in place after use (x += f(x)).
-        ctx.save_for_backward(*tensors_in((record.inputs, record.outputs)))
-        record.inputs = map_tensors(record.inputs, lambda _: _SAVED)
-        record.outputs = map_tensors(record.outputs, lambda _: _SAVED)
+        if record.mixed is None and not record.outputs and _is_plain(*record.inputs):
+            ctx.save_for_backward(record.inputs[0][0])
+            record.inputs = _PLAIN
+        else:
+            ctx.save_for_backward(*tensors_in((record.inputs, record.outputs)))
+            record.inputs = map_tensors(record.inputs, lambda _: _SAVED)
+            record.outputs = map_tensors(record.outputs, lambda _: _SAVED)
         if record.mixed is not None:
             record.mixed = MixedCall(record.mixed.func, (), {})
         return tuple(t.detach() for t in outputs)
@@ -373,6 +395,8 @@ def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
 
 
 def _completed(record: Record, grads: tuple[Tensor | None, ...], saved: Sequence[Tensor]) -> Record:
+    if record.inputs is _PLAIN:
+        return replace(record, inputs=((saved[0],), {}), grads=grads)
     tensors = iter(saved)
     inputs, outputs = map_leaves(
         (record.inputs, record.outputs), lambda leaf: next(tensors) if leaf is _SAVED else leaf

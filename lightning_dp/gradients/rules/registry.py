@@ -89,11 +89,11 @@ class Entry:
     applies: Callable[[nn.Module], bool]
 
 
-_RULES: dict[type[nn.Module], Entry] = {}
+_RULES: dict[type[nn.Module] | str, Entry] = {}
 
 
 def register_rule(
-    *module_types: type[nn.Module],
+    *module_types: type[nn.Module] | str,
     rows: RowCounter | None = None,
     random: Callable[[nn.Module], bool] | None = None,
     applies: Callable[[nn.Module], bool] = lambda _: True,
@@ -101,7 +101,7 @@ def register_rule(
     """Registers a :data:`LayerRule` for one or more module classes; a later registration replaces an earlier one.
 
     Args:
-        *module_types: the classes.
+        *module_types: the classes; those of a library that may not be installed by name, ``"package.module.ClassName"``.
         rows: how many batch rows a call has, for layers whose outputs do not keep the batch on axis 0. The rule itself
             then moves the axis.
         random: whether a layer, as it is set up now, draws random numbers in its forward pass.
@@ -130,7 +130,7 @@ def find_rule(module: nn.Module) -> LayerRule | None:
 def find_entry(module: nn.Module) -> Entry | None:
     """The rule for ``module`` and what was said of it; see :func:`find_rule`."""
     for base in type(module).__mro__:
-        entry = _RULES.get(base)
+        entry = _RULES.get(base) or _RULES.get(f"{base.__module__}.{base.__qualname__}")
         if entry is not None:
             own = type(module).forward is base.forward  # type: ignore[attr-defined]
             # A forward patched onto the instance; or a method that a convolution's forward delegates to, which
