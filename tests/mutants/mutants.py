@@ -246,7 +246,7 @@ LEAK_FAULTS = (
     ),
     _mutant(
         "the generic rule trusts its repetition", GENERIC,
-        "        if not reproduces(", "        if False and not reproduces(",
+        "    if not all(reproduces(", "    if False and not all(reproduces(",
         f"{LEAKS}::test_a_leaf_that_couples_its_rows_is_refused_by_name",
     ),
     _mutant(
