@@ -128,7 +128,8 @@ class Budget:
             )
         planned = sampler.compositions(int(steps), start) if math.isfinite(steps) else 0
         spent = self.ledger.entries
-        _check_tail(sampler.event(1.0), planned, self._delta, n)
+        if self._noise_multiplier != 0:  # without noise there is no eps to lose
+            _check_tail(sampler.event(1.0), planned, self._delta, n)
         calibrating = self._noise_multiplier is None
         if self._noise_multiplier is None:
             assert self.eps is not None
