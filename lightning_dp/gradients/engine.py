@@ -230,8 +230,8 @@ class GradientEngine:
         self._bound = max(self._bound, self.clipping.sensitivity)
         norms, kept = backward.finish()
         self._buffers()
-        group = self._groups()
-        squares = _group_sums([(group[parameter], norm) for parameter, norm in norms.items()], 1 + max(group.values()))
+        group, num_groups = self.clipping.groups(self.module)
+        squares = _group_sums([(group[parameter], norm) for parameter, norm in norms.items()], num_groups)
         # A mean over U units scales each unit's gradient by 1/U. U is private: undo it before the bound is applied.
         scale = float(units.num_units) if self.loss_reduction == "mean" else 1.0
         coefficients, finite = self.clipping.coefficients(squares * scale**2)
@@ -264,18 +264,6 @@ class GradientEngine:
                 "recurrent layers, which read their weights themselves, or activation checkpointing with use_reentrant=True "
                 "(use_reentrant=False works)."
             )
-
-    def _groups(self) -> dict[nn.Parameter, int]:
-        """The clipping group of each trainable parameter: its layer's number, or 0 where all are clipped together."""
-        if not self.clipping.by_layer:
-            return dict.fromkeys(self.trainable(), 0)
-        group: dict[nn.Parameter, int] = {}
-        number = 0
-        for module in self.module.modules():
-            own = [p for p in module.parameters(recurse=False) if p.requires_grad and p not in group]
-            group.update(dict.fromkeys(own, number))
-            number += bool(own)
-        return group
 
     def _accumulation_dtype(self) -> torch.dtype:
         wide = any(p.dtype == torch.float64 for p in self.module.parameters())

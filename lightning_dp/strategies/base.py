@@ -157,6 +157,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         if fitting:
             self._settled, self._loader = False, None  # a new fit has a plan and a loader of its own
             refuse("module", self._subject())
+            self._clipping.groups(self._module)  # refuses parameters without a bound
         assert self.accelerator is not None
         assert self.model is not None
         self.accelerator.setup(trainer)

@@ -39,7 +39,8 @@ class DPStrategy(PrivateTrainingStrategy):
         delta: the additive slack of (eps, delta)-differential privacy; ``None`` means 1/(10 n).
         noise_multiplier: noise standard deviation over ``max_grad_norm``; eps is then reported. 0 trains with clipping
             only: **not private**, eps = inf.
-        max_grad_norm: clipping bound C on each sample's gradient norm.
+        max_grad_norm: clipping bound C on each sample's gradient norm. With ``clipping="per_layer"`` also a mapping from
+            names of modules or parameters (patterns with ``*`` too) to bounds; C is then the root of the sum of squares.
         accountant: ``"pld"`` (tight), ``"rdp"`` or ``"prv"``.
         sampling: ``"poisson"``, or ``"shuffle"`` for shuffled batches accounted without amplification (a much larger eps).
         clipping: ``"flat"``, ``"per_layer"`` or ``"automatic"``.
@@ -71,7 +72,7 @@ class DPStrategy(PrivateTrainingStrategy):
         delta: float | None = None,
         *,
         noise_multiplier: float | None = None,
-        max_grad_norm: float = 1.0,
+        max_grad_norm: float | dict[str, float] = 1.0,
         accountant: AccountantName = "pld",
         sampling: Sampling = "poisson",
         clipping: ClippingName = "flat",
@@ -91,7 +92,7 @@ class DPStrategy(PrivateTrainingStrategy):
         super().__init__(
             "dp_sgd",
             Budget(eps, delta, noise_multiplier, accountant),
-            Clipping(max_grad_norm, clipping),
+            Clipping.of(max_grad_norm, clipping),
             sampling=sampling,
             physical_batch_size=physical_batch_size,
             loss_reduction=loss_reduction,

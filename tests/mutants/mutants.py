@@ -23,6 +23,7 @@ LEDGER = "lightning_dp/accounting/ledger.py"
 STRATEGY = "lightning_dp/strategies/base.py"
 BUDGET = "lightning_dp/strategies/budget.py"
 
+LAYERS = "tests/gradients/test_clipping.py"
 SENSITIVITY = "tests/gradients/test_sensitivity.py"
 NOISES = "tests/gradients/test_noise.py"
 LEAKS = "tests/gradients/test_leaks.py"
@@ -73,8 +74,18 @@ CLIPPING_FAULTS = (
     ),
     _mutant(
         "each layer gets the whole bound", CLIPPING,
-        "bound = self.max_grad_norm / math.sqrt(norms.shape[0])", "bound = self.max_grad_norm",
+        "[self.max_grad_norm / math.sqrt(num_groups)] * num_groups", "[self.max_grad_norm] * num_groups",
         f"{SENSITIVITY}::test_unused_branch_and_per_layer_bounds",
+    ),
+    _mutant(
+        "the sensitivity of several layers is that of the largest", CLIPPING,
+        "math.hypot(*(bound for _, bound in layers)) if bounded", "max(bound for _, bound in layers) if bounded",
+        f"{LAYERS}::test_the_noise_follows_the_root_of_the_sum_of_squares",
+    ),
+    _mutant(
+        "a layer without a bound is let through", CLIPPING,
+        "            elif parameter.requires_grad:\n", "            elif False:\n",
+        f"{LAYERS}::test_nothing_is_left_without_a_bound",
     ),
     _mutant(
         "a unit that is not finite is kept", CLIPPING,
