@@ -96,8 +96,17 @@ def summary_text(spent: PrivacySpent, settings: PrivacySettings, releases: list[
         ("samples", f"n = {settings.dataset_size}, expected batch size {settings.expected_batch_size}"),
         (
             "noise",
-            f"multiplier {settings.noise_multiplier:.4g} on {settings.clipping} clipping at {settings.max_grad_norm:g}",
+            f"multiplier {settings.noise_multiplier:.4g} on {settings.clipping} clipping at {settings.max_grad_norm:g}"
+            if settings.gradient_noise_multiplier is None
+            else f"multiplier {settings.noise_multiplier:.4g} a step, {settings.gradient_noise_multiplier:.4g} on gradients; "
+            f"{settings.clipping} clipping from {settings.max_grad_norm:g}",
         ),
+        *(
+            [("noise schedule", settings.noise_multiplier_schedule)]
+            if settings.noise_multiplier_schedule is not None
+            else []
+        ),
+        *([("bound schedule", settings.max_grad_norm_schedule)] if settings.max_grad_norm_schedule is not None else []),
         ("accountant", spent.accountant),
         (
             "membership attack",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
+from lightning_dp.gradients.adaptive import AdaptiveThreshold
 from lightning_dp.gradients.backward import BackwardPass
 from lightning_dp.gradients.clipping import Clipping
 from lightning_dp.gradients.memory import Memory
@@ -40,7 +41,8 @@ class GradientEngine:
 
     Args:
         module: the network. It is only hooked; :meth:`close` (or leaving the ``with`` block) takes the hooks off.
-        clipping: the bound; see :class:`Clipping`.
+        clipping: the bound; see :class:`Clipping`. Or an :class:`AdaptiveThreshold`, which moves with every release; the
+            gradients then get more noise than ``noise_multiplier``, so that both releases together are what it says.
         noise_multiplier: noise standard deviation over C; 0 clips without privacy.
         expected_batch_size: the public denominator B.
         loss_reduction: whether the loss is the ``"mean"`` or the ``"sum"`` over the units of the (physical) batch.
@@ -69,7 +71,7 @@ class GradientEngine:
     def __init__(
         self,
         module: nn.Module,
-        clipping: Clipping,
+        clipping: Clipping | AdaptiveThreshold,
         *,
         noise_multiplier: float,
         expected_batch_size: float,
@@ -90,7 +92,9 @@ class GradientEngine:
                     "float64 parameters. Keep the parameters in float32 and use bf16-mixed precision for speed; "
                     "complex parameters are not supported yet."
                 )
-        self.module, self.clipping = module, clipping
+        self.module = module
+        self.threshold = clipping if isinstance(clipping, AdaptiveThreshold) else None
+        self.clipping: Clipping = clipping.clipping if isinstance(clipping, AdaptiveThreshold) else clipping
         self.noise_multiplier, self.expected_batch_size = float(noise_multiplier), float(expected_batch_size)
         self.loss_reduction = loss_reduction
         self.noise = NoiseSource() if noise is None else noise
@@ -116,6 +120,13 @@ class GradientEngine:
         self._taps.remove()
         self._memory.clear()
         self._forget_sums()
+
+    @property
+    def gradient_noise_multiplier(self) -> float:
+        """Noise on the gradients over C: ``noise_multiplier``, or more where a threshold takes its share of the privacy."""
+        if self.threshold is None:
+            return self.noise_multiplier
+        return self.threshold.config.gradient_noise_multiplier(self.noise_multiplier, self.expected_batch_size)
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that take part, in the network's order, each once."""
@@ -192,17 +203,23 @@ class GradientEngine:
             start, stop = flat.numel() * rank // world_size, flat.numel() * (rank + 1) // world_size
             # A bound lowered since (a schedule) does not bound what was summed before.
             sensitivity = max(self._bound, self.clipping.sensitivity)
-            self.noise.add_(flat[start:stop], self.noise_multiplier * sensitivity)
+            self.noise.add_(flat[start:stop], self.gradient_noise_multiplier * sensitivity)
             total = flat if reduce is None else reduce(flat)
             total.div_(self.expected_batch_size)
             for parameter, gradient in zip(group, _views(total, group), strict=True):
                 parameter.grad = gradient
+        if self.threshold is not None:
+            self.clipping = self.threshold.release(
+                self.noise_multiplier, self.expected_batch_size, self.noise, reduce, shard[0], self._device()
+            )
         self.discard()
 
     def discard(self) -> None:
         """Forgets the sums accumulated since the last step, unreleased."""
         self._forget_sums()
         self._bound = 0.0
+        if self.threshold is not None:
+            self.threshold.forget()
         self._taps.generation += 1
 
     def _forget_sums(self) -> None:
@@ -234,6 +251,8 @@ class GradientEngine:
         squares = _group_sums([(group[parameter], norm) for parameter, norm in norms.items()], num_groups)
         # A mean over U units scales each unit's gradient by 1/U. U is private: undo it before the bound is applied.
         scale = float(units.num_units) if self.loss_reduction == "mean" else 1.0
+        if self.threshold is not None:
+            self.threshold.observe((squares * scale**2).sum(0), weights)
         coefficients, finite = self.clipping.coefficients(squares * scale**2)
         coefficients = coefficients * scale
         if weights is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_dp import _compat
-from lightning_dp.accounting import PrivacyLedger, PrivacySettings, PrivacySpent
+from lightning_dp.accounting import PrivacyLedger, PrivacySettings, PrivacySpent, Schedule
 from lightning_dp.accounting.events import Sampling
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
-from lightning_dp.gradients import Clipping, GradientEngine, LossReduction, NoiseSource
+from lightning_dp.gradients import AdaptiveThreshold, Clipping, GradientEngine, LossReduction, NoiseSource
 from lightning_dp.sampling import (
     LogicalSampler,
     PoissonSampler,
@@ -58,6 +59,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         loss_reduction: whether ``training_step`` returns a mean or a sum.
         self_check: compare with plain PyTorch before the first step.
         seed: for tests only.
+        max_grad_norm_schedule: factors on the bound, step by step.
         processes: Lightning's own arguments.
     """
 
@@ -65,7 +67,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         self,
         mechanism: str,
         budget: Budget,
-        clipping: Clipping,
+        clipping: Clipping | AdaptiveThreshold,
         *,
         sampling: Sampling,
         physical_batch_size: int | None,
@@ -73,6 +75,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         self_check: bool,
         seed: int | None,
         processes: Processes,
+        max_grad_norm_schedule: Schedule | None = None,
     ) -> None:
         super().__init__(processes)
         if sampling not in ("poisson", "shuffle"):
@@ -84,10 +87,26 @@ class PrivateTrainingStrategy(ProcessStrategy):
             )
         if loss_reduction not in ("mean", "sum"):
             raise PrivacyConfigError(f"unknown loss_reduction {loss_reduction!r}; choose 'mean' or 'sum'")
-        self._mechanism, self._budget, self._clipping = mechanism, budget, clipping
+        self._mechanism, self._budget = mechanism, budget
+        self._threshold = clipping if isinstance(clipping, AdaptiveThreshold) else None
+        self._clipping = clipping.clipping if isinstance(clipping, AdaptiveThreshold) else clipping
         self._sampling, self._physical_batch_size = sampling, physical_batch_size
         self._loss_reduction: LossReduction = loss_reduction
         self._self_check, self._seed = self_check, seed
+        self._bound_schedule = max_grad_norm_schedule
+        if self._bound_schedule is not None and self._threshold is not None:
+            raise PrivacyConfigError(
+                "adaptive clipping moves the bound by itself, and max_grad_norm_schedule would move it too. Choose one."
+            )
+        if (
+            self._threshold is not None
+            and budget.schedule is not None
+            and self._threshold.config.count_noise is not None
+        ):
+            raise PrivacyConfigError(
+                "with a noise schedule the count of unclipped samples needs noise that follows it. Use "
+                "AdaptiveClipping(count_noise=None)."
+            )
         self._key: bytes | None = None
         self._position = 0
         self._sampler: LogicalSampler | None = None
@@ -109,6 +128,16 @@ class PrivateTrainingStrategy(ProcessStrategy):
         """Noise standard deviation over ``max_grad_norm``, calibrated if need be once the training data are known."""
         self._settle()
         return self._budget.noise_multiplier
+
+    @property
+    def clipping(self) -> Clipping:
+        """The bound in force. One that adapts is itself private: it may be logged."""
+        if self._threshold is not None:
+            return self._threshold.clipping
+        if self._bound_schedule is None or self._sampler is None:
+            return self._clipping
+        factor = self._bound_schedule.factor(max(0, self._position - 1), self._budget.planned)
+        return replace(self._clipping, max_grad_norm=self._clipping.max_grad_norm * factor)
 
     @property
     def engine(self) -> GradientEngine | None:
@@ -133,13 +162,16 @@ class PrivateTrainingStrategy(ProcessStrategy):
             delta=self._budget.delta,
             noise_multiplier=self._budget.noise_multiplier,
             max_grad_norm=self._clipping.max_grad_norm,
-            clipping=self._clipping.name,
+            clipping=self._clipping.name if self._threshold is None else "adaptive",
             sampling=self._sampling,
             sample_rate=self._sampler.sample_rate,
             expected_batch_size=self._sampler.expected_batch_size,
             dataset_size=self._sampler.dataset_size,
             accountant=self._budget.accountant,
             eps=self._budget.eps,
+            gradient_noise_multiplier=self._gradient_noise_multiplier(),
+            noise_multiplier_schedule=None if self._budget.schedule is None else str(self._budget.schedule),
+            max_grad_norm_schedule=None if self._bound_schedule is None else str(self._bound_schedule),
         )
 
     # --- hooks, in the order in which Lightning calls them ------------------------------------------------------------
@@ -214,7 +246,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             )
         self._engine = GradientEngine(
             module,
-            self._clipping,
+            self.clipping if self._threshold is None else self._threshold,
             noise_multiplier=settings.noise_multiplier,
             expected_batch_size=settings.expected_batch_size,
             loss_reduction=self._loss_reduction,
@@ -246,6 +278,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
             assert self._engine is not None
             assert self._sampler is not None
             self._engine.expected_batch_size = float(self._sampler.expected_batch_size)
+        if self._bound_schedule is not None:
+            self._running_engine.clipping = self.clipping  # the noise follows: its scale is read from the same object
 
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -268,7 +302,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any | None = None, **kwargs: Any
     ) -> Any:
-        self._budget.charge(self._step.number)  # before the gradient exists: a crash can only over-count
+        event = self._budget.charge(self._step.number)  # before the gradient exists: a crash can only over-count
+        self._running_engine.noise_multiplier = event.noise_multiplier  # what is charged is what is added
 
         def private_closure() -> Any:
             loss = closure()
@@ -319,7 +354,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
         Neither the noise generator nor the sampling key is in it: whoever holds them subtracts the noise or knows who
         was sampled. A resumed run draws afresh, which is the same mechanism.
         """
-        return {"version": 1, "position": self._position, "budget": self._budget.state_dict()}
+        state = {"version": 1, "position": self._position, "budget": self._budget.state_dict()}
+        return state if self._threshold is None else {**state, "threshold": self._threshold.state_dict()}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -328,6 +364,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
         # Never back: a draw of this process's key that was used once must not feed a second gradient.
         self._position = max(self._position, int(state["position"]))
         self._settled = False
+        if self._threshold is not None and "threshold" in state:
+            self._threshold.load_state_dict(state["threshold"])
 
     @override
     def workers_failed(self) -> None:
@@ -354,6 +392,13 @@ class PrivateTrainingStrategy(ProcessStrategy):
     def _subject(self) -> Subject:
         calibrates = self._budget.eps is not None
         return Subject(self._trainer, self._module, tuple(self.optimizers), calibrates)
+
+    def _gradient_noise_multiplier(self) -> float | None:
+        if self._threshold is None:
+            return None
+        assert self._sampler is not None
+        config, batch_size = self._threshold.config, self._sampler.expected_batch_size
+        return config.gradient_noise_multiplier(self._budget.noise_multiplier, batch_size)
 
     def _make_sampler(self, dataloader: Any) -> LogicalSampler:
         n, batch_size = len(dataloader.dataset), loader_batch_size(dataloader)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Literal
 
 import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import Precision
 
+from lightning_dp.accounting import Schedule
 from lightning_dp.accounting.accountants import AccountantName
 from lightning_dp.accounting.events import Sampling
-from lightning_dp.gradients import Clipping, ClippingName, LossReduction
+from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.gradients import AdaptiveClipping, AdaptiveThreshold, Clipping, ClippingName, LossReduction
 from lightning_dp.strategies.base import PrivateTrainingStrategy
 from lightning_dp.strategies.budget import Budget
 from lightning_dp.strategies.processes import Processes, StartMethod
@@ -42,8 +46,12 @@ class DPStrategy(PrivateTrainingStrategy):
         max_grad_norm: clipping bound C on each sample's gradient norm. With ``clipping="per_layer"`` also a mapping from
             names of modules or parameters (patterns with ``*`` too) to bounds; C is then the root of the sum of squares.
         accountant: ``"pld"`` (tight), ``"rdp"`` or ``"prv"``.
+        noise_multiplier_schedule: factors on ``noise_multiplier`` (given or calibrated) that depend on the step alone, such as
+            :class:`~lightning_dp.accounting.LinearSchedule`; every step is charged with the noise that it has.
+        max_grad_norm_schedule: the same for ``max_grad_norm``. The noise, which is a multiple of it, moves along.
         sampling: ``"poisson"``, or ``"shuffle"`` for shuffled batches accounted without amplification (a much larger eps).
-        clipping: ``"flat"``, ``"per_layer"`` or ``"automatic"``.
+        clipping: ``"flat"``, ``"per_layer"``, ``"automatic"``, or ``"adaptive"`` for a bound that starts at ``max_grad_norm``
+            and follows a quantile of the gradient norms; :class:`~lightning_dp.gradients.AdaptiveClipping` sets which.
         physical_batch_size: the most samples that a device holds at once; ``None`` does not split.
         loss_reduction: whether ``training_step`` returns the ``"mean"`` or the ``"sum"`` of the samples' losses.
         self_check: compare the engine with plain PyTorch on a few samples before the first step.
@@ -74,8 +82,10 @@ class DPStrategy(PrivateTrainingStrategy):
         noise_multiplier: float | None = None,
         max_grad_norm: float | dict[str, float] = 1.0,
         accountant: AccountantName = "pld",
+        noise_multiplier_schedule: Schedule | None = None,
+        max_grad_norm_schedule: Schedule | None = None,
         sampling: Sampling = "poisson",
-        clipping: ClippingName = "flat",
+        clipping: ClippingName | Literal["adaptive"] | AdaptiveClipping = "flat",
         physical_batch_size: int | None = None,
         loss_reduction: LossReduction = "mean",
         self_check: bool = True,
@@ -91,8 +101,8 @@ class DPStrategy(PrivateTrainingStrategy):
     ) -> None:
         super().__init__(
             "dp_sgd",
-            Budget(eps, delta, noise_multiplier, accountant),
-            Clipping.of(max_grad_norm, clipping),
+            Budget(eps, delta, noise_multiplier, accountant, noise_multiplier_schedule),
+            _clipping(max_grad_norm, clipping),
             sampling=sampling,
             physical_batch_size=physical_batch_size,
             loss_reduction=loss_reduction,
@@ -108,4 +118,19 @@ class DPStrategy(PrivateTrainingStrategy):
                 timeout,
                 start_method,
             ),
+            max_grad_norm_schedule=max_grad_norm_schedule,
         )
+
+
+def _clipping(
+    max_grad_norm: float | Mapping[str, float], clipping: ClippingName | Literal["adaptive"] | AdaptiveClipping
+) -> Clipping | AdaptiveThreshold:
+    config = AdaptiveClipping() if clipping == "adaptive" else clipping
+    if not isinstance(config, AdaptiveClipping):
+        return Clipping.of(max_grad_norm, config)
+    if isinstance(max_grad_norm, Mapping):
+        raise PrivacyConfigError(
+            "adaptive clipping moves one bound over all parameters, and max_grad_norm gives several. Use one number to start "
+            "from, or clipping='per_layer' with the bounds as they are."
+        )
+    return AdaptiveThreshold(config, max_grad_norm)

@@ -12,6 +12,7 @@ __all__ = ("MUTANTS", "Edit", "Mutant")
 
 CLIPPING = "lightning_dp/gradients/clipping.py"
 CONTRIBUTIONS = "lightning_dp/gradients/contributions.py"
+ADAPTIVE = "lightning_dp/gradients/adaptive.py"
 ENGINE = "lightning_dp/gradients/engine.py"
 GENERIC = "lightning_dp/gradients/generic.py"
 NOISE = "lightning_dp/gradients/noise.py"
@@ -23,6 +24,7 @@ LEDGER = "lightning_dp/accounting/ledger.py"
 STRATEGY = "lightning_dp/strategies/base.py"
 BUDGET = "lightning_dp/strategies/budget.py"
 
+ADAPTING = "tests/gradients/test_adaptive.py"
 LAYERS = "tests/gradients/test_clipping.py"
 SENSITIVITY = "tests/gradients/test_sensitivity.py"
 NOISES = "tests/gradients/test_noise.py"
@@ -86,6 +88,26 @@ CLIPPING_FAULTS = (
         "a layer without a bound is let through", CLIPPING,
         "            elif parameter.requires_grad:\n", "            elif False:\n",
         f"{LAYERS}::test_nothing_is_left_without_a_bound",
+    ),
+    _mutant(
+        "the count's share of the privacy is forgotten", ADAPTIVE,
+        "return float(left**-0.5)", "return noise_multiplier",
+        f"{ADAPTING}::test_gradients_and_count_together_are_the_nominal_mechanism",
+    ),
+    _mutant(
+        "the count is not centred", ADAPTIVE, "below.to(torch.float32) - BIT", "below.to(torch.float32)",
+        f"{ADAPTING}::test_one_unit_moves_the_pair_by_at_most_what_is_accounted",
+    ),
+    _mutant(
+        "the count has no noise", ADAPTIVE, "        if rank == 0:  # once over all ranks", "        if False:",
+        f"{ADAPTING}::test_the_count_gets_its_own_noise",
+    ),
+    _mutant(
+        "the threshold moves within a step", ENGINE,
+        "self.threshold.observe((squares * scale**2).sum(0), weights)\n",
+        "self.threshold.observe((squares * scale**2).sum(0), weights)\n"
+        "            self.clipping = Clipping(1.0)\n",
+        f"{ADAPTING}::test_physical_batches_share_one_threshold_and_one_count",
     ),
     _mutant(
         "a unit that is not finite is kept", CLIPPING,
@@ -164,7 +186,7 @@ CLIPPING_FAULTS = (
 NOISE_FAULTS = (
     _mutant(
         "noise halved", ENGINE,
-        "self.noise_multiplier * sensitivity", "0.5 * self.noise_multiplier * sensitivity",
+        "self.gradient_noise_multiplier * sensitivity", "0.5 * self.gradient_noise_multiplier * sensitivity",
         f"{NOISES}::test_scale_follows_the_clipping_and_the_public_batch_size", fast=True,
     ),
     _mutant(
@@ -328,7 +350,8 @@ ACCOUNTING_FAULTS = (
     ),
     _mutant(
         "charged after the step", STRATEGY,
-        "        self._budget.charge(self._step.number)  # before the gradient exists: a crash can only over-count\n\n"
+        "        event = self._budget.charge(self._step.number)  # before the gradient exists: a crash can only over-count\n"
+        "        self._running_engine.noise_multiplier = event.noise_multiplier  # what is charged is what is added\n\n"
         "        def private_closure() -> Any:\n"
         "            loss = closure()\n            self._finish_step(optimizer)\n",
         "        def private_closure() -> Any:\n            loss = closure()\n"
@@ -337,12 +360,32 @@ ACCOUNTING_FAULTS = (
         "tests/strategies/test_budget.py::test_a_step_is_charged_before_its_gradient_exists",
     ),
     _mutant(
-        "not charged at all", BUDGET, "            self.ledger.charge(self.event)\n", "",
+        "a schedule's noise is charged and not added", STRATEGY,
+        "        self._running_engine.noise_multiplier = event.noise_multiplier  # what is charged is what is added\n", "",
+        "tests/strategies/test_schedules.py::test_each_step_is_charged_with_its_own_noise",
+    ),
+    _mutant(
+        "a schedule's steps are charged alike", BUDGET,
+        "        event = self.event_of(step)\n", "        event = self.event\n",
+        "tests/strategies/test_schedules.py::test_a_scheduled_run_is_calibrated_to_the_budget",
+    ),
+    _mutant(
+        "calibration forgets the schedule", BUDGET,
+        "factors=None if self.schedule is None else self._factors(start, max(1, planned)),", "factors=None,",
+        "tests/strategies/test_schedules.py::test_a_scheduled_run_is_calibrated_to_the_budget",
+    ),
+    _mutant(
+        "skipped steps pay for dearer ones", BUDGET,
+        "return step < self._covered", "return self._remaining() > 0",
+        "tests/strategies/test_schedules.py::test_steps_that_were_skipped_do_not_pay_for_dearer_ones",
+    ),
+    _mutant(
+        "not charged at all", BUDGET, "            self.ledger.charge(event)\n", "",
         "tests/strategies/test_budget.py::test_the_planned_run_spends_just_the_budget[rdp-3.0]",
     ),
     _mutant(
         "the budget never ends", BUDGET,
-        "return self.eps is None or not self._costs(step) or self._remaining() > 0", "return True",
+        "if self.eps is None or not self._costs(step):", "if True:",
         "tests/strategies/test_budget.py::test_a_second_fit_stops_at_once_and_says_so",
         "tests/strategies/test_budget.py::test_a_resumed_run_stops_before_it_overshoots",
     ),

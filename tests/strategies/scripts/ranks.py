@@ -57,6 +57,7 @@ def run(module: Kept, data: Any, fit: dict[str, Any], *, rewind: Path | None = N
         "sample_rate": private.settings().sample_rate,
         "batches": trained.num_training_batches,
         "rank": private.global_rank,
+        "bound": private.clipping.max_grad_norm,
     }
 
 
@@ -71,6 +72,8 @@ def main(folder: Path, devices: int) -> None:
         "split": run(Kept(momentum=0.9), usual, two, physical_batch_size=3, **exact),
         "sparse": run(Kept(), loader(30, 1), one, **exact),
         "sparse_split": run(Kept(), loader(30, 2), one, physical_batch_size=1, **exact),
+        "adaptive": run(Kept(), usual, two, clipping="adaptive", physical_batch_size=3, **exact),
+        "adaptive_noisy": run(Kept(), usual, two, clipping="adaptive", noise_multiplier=1.0),
         "noisy": run(Kept(), usual, two, eps=3),
         "noise": run(wide, usual, {**one, "max_steps": 1}, noise_multiplier=3.0, max_grad_norm=0.5, self_check=False),
         "rewound": run(Kept(), usual, two, rewind=rewind, noise_multiplier=1.0),
