@@ -30,6 +30,7 @@ class PrivacySettings:
             something else as well and the gradients therefore get more noise; ``None`` where it is ``noise_multiplier``.
         noise_multiplier_schedule: factors on the noise multiplier, in words; ``None`` for none.
         max_grad_norm_schedule: factors on the bound, in words; ``None`` for none.
+        post_processing: names of the parameters that the user declared to be trained by post-processing.
     """
 
     mechanism: str
@@ -47,3 +48,4 @@ class PrivacySettings:
     gradient_noise_multiplier: float | None = None
     noise_multiplier_schedule: str | None = None
     max_grad_norm_schedule: str | None = None
+    post_processing: str | None = None

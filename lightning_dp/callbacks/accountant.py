@@ -78,7 +78,7 @@ class PrivacyAccountant(Callback):
         if not isinstance(strategy, PrivateStrategy):
             return
         self.spent = strategy.privacy_spent()
-        self.releases = uncovered_releases(trainer, self._logged)
+        self.releases = uncovered_releases(trainer, self._logged, strategy.settings().post_processing)
         if self.summary:
             rank_zero_info(summary_text(self.spent, strategy.settings(), self.releases))
 

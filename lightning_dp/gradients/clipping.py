@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_dp.errors import PrivacyConfigError
 
-__all__ = ("CLIPPING_NAMES", "Clipping", "ClippingName")
+__all__ = ("CLIPPING_NAMES", "Clipping", "ClippingName", "fits")
 
 ClippingName = Literal["flat", "per_layer", "automatic"]
 CLIPPING_NAMES: tuple[ClippingName, ...] = ("flat", "per_layer", "automatic")
@@ -101,34 +101,42 @@ class Clipping:
         """Whether each layer is clipped by itself."""
         return self.name == "per_layer"
 
-    def groups(self, module: nn.Module) -> tuple[dict[nn.Parameter, int], int]:
-        """The clipping group of each trainable parameter, and the number G of groups.
+    def groups(
+        self, module: nn.Module, parameters: Collection[nn.Parameter] | None = None
+    ) -> tuple[dict[nn.Parameter, int], int]:
+        """The clipping group of each parameter, and the number G of groups.
+
+        Args:
+            module: the network.
+            parameters: those that take part; ``None`` for all that are trainable.
 
         Raises:
             PrivacyConfigError: if a trainable parameter has no bound, or a bound has no parameter (a misspelt name would
                 leave the layer that was meant to another bound).
         """
+        among = [p for p in module.parameters() if p.requires_grad] if parameters is None else parameters
         if not self.by_layer:
-            return {p: 0 for p in module.parameters() if p.requires_grad}, 1
+            return dict.fromkeys(among, 0), 1
+        taking_part = frozenset(among)
         if self.layers:
-            return self._named_groups(module), len(self.layers)
+            return self._named_groups(module, taking_part), len(self.layers)
         group: dict[nn.Parameter, int] = {}
         number = 0
         for child in module.modules():
-            own = [p for p in child.parameters(recurse=False) if p.requires_grad and p not in group]
+            own = [p for p in child.parameters(recurse=False) if p in taking_part and p not in group]
             group.update(dict.fromkeys(own, number))
             number += bool(own)
         return group, number
 
-    def _named_groups(self, module: nn.Module) -> dict[nn.Parameter, int]:
+    def _named_groups(self, module: nn.Module, taking_part: frozenset[nn.Parameter]) -> dict[nn.Parameter, int]:
         group: dict[nn.Parameter, int] = {}
         missing, unused = [], {pattern for pattern, _ in self.layers}
         for name, parameter in module.named_parameters():
-            found = next((i for i, (pattern, _) in enumerate(self.layers) if _fits(name, pattern)), None)
+            found = next((i for i, (pattern, _) in enumerate(self.layers) if fits(name, pattern)), None)
             if found is not None:
                 unused.discard(self.layers[found][0])
                 group[parameter] = found
-            elif parameter.requires_grad:
+            elif parameter in taking_part:
                 missing.append(name)
         if missing:
             raise PrivacyConfigError(
@@ -140,7 +148,7 @@ class Clipping:
                 f"max_grad_norm gives bounds to {', '.join(sorted(unused))}, which no parameter is called (or an earlier "
                 "name takes all of them). Use names as in module.named_parameters(), the particular before the general."
             )
-        return {parameter: found for parameter, found in group.items() if parameter.requires_grad}
+        return {parameter: found for parameter, found in group.items() if parameter in taking_part}
 
     def bounds(self, num_groups: int) -> list[float]:
         """The bound of each of ``num_groups`` groups; the root of the sum of their squares is :attr:`sensitivity`."""
@@ -172,6 +180,6 @@ def _is_bound(value: object) -> bool:
     return number and SMALLEST <= value < math.inf  # type: ignore[operator]
 
 
-def _fits(name: str, pattern: str) -> bool:
+def fits(name: str, pattern: str) -> bool:
     """Whether a parameter's name is, lies below, or matches ``pattern``."""
     return name == pattern or name.startswith(f"{pattern}.") or ("*" in pattern and fnmatchcase(name, pattern))

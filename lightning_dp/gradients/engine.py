@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal
@@ -50,6 +50,8 @@ class GradientEngine:
         memory_limit: bytes that the engine may take beyond the records of the pass, for gradients that it holds from the
             norm to the sum and for temporaries; ``None``: a share of what a plain step keeps. A small limit makes steps
             slower, never different, and never fails: one unit's gradient of one layer is always built.
+        parameters: those to privatise; the others are left to autograd, and whoever steps them answers for what their
+            gradient depends on. ``None``: all.
 
     Raises:
         PrivacyConfigError: for values out of range, complex or half-precision parameters.
@@ -78,6 +80,7 @@ class GradientEngine:
         loss_reduction: LossReduction = "mean",
         noise: NoiseSource | None = None,
         memory_limit: int | None = None,
+        parameters: Collection[nn.Parameter] | None = None,
     ) -> None:
         if not 0 <= noise_multiplier < float("inf"):
             raise PrivacyConfigError(f"noise_multiplier={noise_multiplier!r} must be a finite number >= 0")
@@ -101,7 +104,9 @@ class GradientEngine:
         self.dropped_units = 0
         """Units left out because their gradient was not finite. A private number: do not publish it."""
         self._memory = Memory(memory_limit)
-        self._taps = Taps(module)
+        self._private = None if parameters is None else frozenset(parameters)
+        self._selected = self._private
+        self._taps = Taps(module, self._private)
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._flat: list[tuple[list[nn.Parameter], Tensor]] = []
         self._bound = 0.0
@@ -130,7 +135,16 @@ class GradientEngine:
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that take part, in the network's order, each once."""
-        return [p for p in self.module.parameters() if p.requires_grad]
+        return [
+            p for p in self.module.parameters() if p.requires_grad and (self._selected is None or p in self._selected)
+        ]
+
+    def select(self, parameters: Collection[nn.Parameter]) -> None:
+        """Turns to some of the private parameters: the next backward pass and release are about these alone."""
+        chosen = frozenset(parameters)
+        if self._private is not None and not chosen <= self._private:
+            raise PrivacyConfigError("only parameters that the engine privatises can be selected")
+        self._selected = chosen
 
     def backward(self, loss: Tensor, num_units: int | UnitMap, weights: Tensor | None = None) -> None:
         """Runs ``loss.backward()`` and adds the clipped sum over the batch's units; see :meth:`recording`."""
@@ -220,6 +234,7 @@ class GradientEngine:
         self._bound = 0.0
         if self.threshold is not None:
             self.threshold.forget()
+        self._taps.uses.clear()
         self._taps.generation += 1
 
     def _forget_sums(self) -> None:
@@ -247,7 +262,12 @@ class GradientEngine:
         self._bound = max(self._bound, self.clipping.sensitivity)
         norms, kept = backward.finish()
         self._buffers()
-        group, num_groups = self.clipping.groups(self.module)
+        group, num_groups = self.clipping.groups(self.module, self.trainable())
+        if not norms.keys() <= group.keys():
+            raise PrivacyError(
+                "the loss gives a gradient to parameters beside those that this backward pass is for. Freeze them "
+                "(self.toggle_optimizer in a LightningModule) before the forward pass, and not after it."
+            )
         squares = _group_sums([(group[parameter], norm) for parameter, norm in norms.items()], num_groups)
         # A mean over U units scales each unit's gradient by 1/U. U is private: undo it before the bound is applied.
         scale = float(units.num_units) if self.loss_reduction == "mean" else 1.0

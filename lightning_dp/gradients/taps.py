@@ -90,6 +90,7 @@ class Taps:
 
     Args:
         root: the network.
+        only: the parameters to follow; the others are left to autograd. ``None`` for all.
 
     Attributes:
         receive: set by the engine around the one backward pass whose gradient is to be privatised; it gets the record
@@ -98,8 +99,8 @@ class Taps:
         generation: which logical step forward passes belong to now; the engine counts.
     """
 
-    def __init__(self, root: nn.Module) -> None:
-        self.root = root
+    def __init__(self, root: nn.Module, only: frozenset[nn.Parameter] | None = None) -> None:
+        self.root, self._only = root, only
         self.receive: Callable[[Record], None] | None = None
         self.uses: Counter[nn.Parameter] = Counter()
         self.leaked: set[str] = set()
@@ -120,7 +121,7 @@ class Taps:
                     module.register_forward_hook(self._after, prepend=True, with_kwargs=True, always_call=True)
                 )
         for name, parameter in root.named_parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and (only is None or parameter in only):
                 self._watch(name, parameter)
 
     def _watch(self, name: str, parameter: nn.Parameter) -> None:
@@ -187,7 +188,8 @@ class Taps:
         else:
             parameters = module._parameters  # type: ignore[assignment]
         for name, parameter in parameters.items():
-            if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
+            followed = self._only is None or parameter in self._only
+            if isinstance(parameter, nn.Parameter) and parameter.requires_grad and followed:
                 swapped[name] = parameter
         owner = self._owner(module) if site.bare else None
         for name, parameter in swapped.items():

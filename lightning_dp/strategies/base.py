@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from lightning_dp.sampling import (
     why_not_private,
 )
 from lightning_dp.strategies.budget import Budget
+from lightning_dp.strategies.manual import ManualOptimization
+from lightning_dp.strategies.manualcheck import check_manual_module
 from lightning_dp.strategies.messages import announcement, budget_is_spent, not_private, plan_exceeds_budget
 from lightning_dp.strategies.processes import Processes, ProcessStrategy
 from lightning_dp.strategies.refusals import Subject, refuse
@@ -60,6 +63,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         self_check: compare with plain PyTorch before the first step.
         seed: for tests only.
         max_grad_norm_schedule: factors on the bound, step by step.
+        post_processing: names of what is trained without noise under manual optimisation.
         processes: Lightning's own arguments.
     """
 
@@ -76,6 +80,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         seed: int | None,
         processes: Processes,
         max_grad_norm_schedule: Schedule | None = None,
+        post_processing: Sequence[str] = (),
     ) -> None:
         super().__init__(processes)
         if sampling not in ("poisson", "shuffle"):
@@ -107,6 +112,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
                 "with a noise schedule the count of unclipped samples needs noise that follows it. Use "
                 "AdaptiveClipping(count_noise=None)."
             )
+        self._post_processing = (post_processing,) if isinstance(post_processing, str) else tuple(post_processing)
+        self._manual: ManualOptimization | None = None
         self._key: bytes | None = None
         self._position = 0
         self._sampler: LogicalSampler | None = None
@@ -172,6 +179,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             gradient_noise_multiplier=self._gradient_noise_multiplier(),
             noise_multiplier_schedule=None if self._budget.schedule is None else str(self._budget.schedule),
             max_grad_norm_schedule=None if self._bound_schedule is None else str(self._bound_schedule),
+            post_processing=", ".join(self._post_processing) or None,
         )
 
     # --- hooks, in the order in which Lightning calls them ------------------------------------------------------------
@@ -189,7 +197,6 @@ class PrivateTrainingStrategy(ProcessStrategy):
         if fitting:
             self._settled, self._loader = False, None  # a new fit has a plan and a loader of its own
             refuse("module", self._subject())
-            self._clipping.groups(self._module)  # refuses parameters without a bound
         assert self.accelerator is not None
         assert self.model is not None
         self.accelerator.setup(trainer)
@@ -199,6 +206,9 @@ class PrivateTrainingStrategy(ProcessStrategy):
         if fitting:
             self.setup_optimizers(trainer)
             refuse("optimizers", self._subject())
+            self._manual = None if self._module.automatic_optimization else self._follow_optimizers()
+            # Refuses parameters without a bound.
+            self._clipping.groups(self._module, None if self._manual is None else self._manual.private_parameters)
         self.setup_precision_plugin()
         if fitting:
             _compat.move_optimizers(self.optimizers, self.root_device)
@@ -234,10 +244,21 @@ class PrivateTrainingStrategy(ProcessStrategy):
             self._settled = False
         self._settle()
         module, settings = self._module, self.settings()
-        if self._self_check:
+        if self._self_check and self._manual is None:
             assert self._loader is not None
             check_module(
                 module,
+                dataset=self._loader.dataset,
+                collate=self._loader.collate_fn,
+                run_step=self._run_user_step,
+                transfer=self._transfer,
+                loss_reduction=self._loss_reduction,
+            )
+        if self._self_check and self._manual is not None:
+            assert self._loader is not None
+            check_manual_module(
+                module,
+                public=self._subject().declared(),
                 dataset=self._loader.dataset,
                 collate=self._loader.collate_fn,
                 run_step=self._run_user_step,
@@ -251,7 +272,10 @@ class PrivateTrainingStrategy(ProcessStrategy):
             expected_batch_size=settings.expected_batch_size,
             loss_reduction=self._loss_reduction,
             noise=NoiseSource(self._seed, self.global_rank),
+            parameters=None if self._manual is None else self._manual.private_parameters,
         )
+        if self._manual is not None:
+            self._manual.attach()
         self._announce(settings)
         if not self._budget.may_step(self._position):
             self._stop()
@@ -273,6 +297,9 @@ class PrivateTrainingStrategy(ProcessStrategy):
         # One draw for one batch, also where the module then skips it: a draw is never kept for another batch.
         self._step.begin(self._loader.take())
         self._position = self._step.number + 1
+        if self._manual is not None:
+            self._manual.begin()
+            self._running_engine.discard()  # nothing of the draw before, forward passes included
         if not self._settled:  # the loader was reloaded and its data set or batch size is another one
             self._settle()
             assert self._engine is not None
@@ -285,6 +312,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         _ = self._step.draw  # refuses a step whose gradient was released before
         output = super().training_step(*args, **kwargs)
+        if self._manual is not None:
+            return output
         if output is None or (isinstance(output, dict) and output.get("loss") is None):
             raise PrivacyError(
                 "training_step returned no loss. Skipping a batch depends on private data, and dropping it would let "
@@ -294,6 +323,9 @@ class PrivateTrainingStrategy(ProcessStrategy):
 
     @override
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        if self._manual is not None:
+            plain = partial(super().backward, closure_loss, optimizer, *args, **kwargs)
+            return self._manual.backward(closure_loss, self._step, self._running_engine, plain)
         size, weights = self._step.enter_backward()
         with self._running_engine.recording(size, weights):
             return super().backward(closure_loss, optimizer, *args, **kwargs)
@@ -302,6 +334,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any | None = None, **kwargs: Any
     ) -> Any:
+        if self._manual is not None:
+            return self._manual_step(self._manual, optimizer, closure, model, **kwargs)
         event = self._budget.charge(self._step.number)  # before the gradient exists: a crash can only over-count
         self._running_engine.noise_multiplier = event.noise_multiplier  # what is charged is what is added
 
@@ -372,6 +406,32 @@ class PrivateTrainingStrategy(ProcessStrategy):
         """Closes the ledger: processes that died may have spent, and released, what this one cannot know."""
         self._budget.ledger_is_incomplete()
 
+    # --- manual optimisation ------------------------------------------------------------------------------------------
+
+    def _follow_optimizers(self) -> ManualOptimization:
+        declared = set(self._subject().declared())
+        return ManualOptimization(
+            self.optimizers, [p for name, p in self._module.named_parameters() if name in declared]
+        )
+
+    def _manual_step(
+        self, manual: ManualOptimization, optimizer: Optimizer, closure: Callable[[], Any], model: Any, **kwargs: Any
+    ) -> Any:
+        plain = super().optimizer_step
+        output = manual.step(
+            optimizer,
+            closure,
+            lambda private: plain(optimizer, private, model, **kwargs),
+            charge=lambda: self._budget.charge(self._step.number),
+            step=self._step,
+            engine=self._running_engine,
+            reduce=self.sum_over_ranks,
+            shard=(self.global_rank, self.world_size),
+        )
+        if self._position < self._budget.planned and not self._budget.may_step(self._position):
+            self._stop()
+        return output
+
     # --- inside -------------------------------------------------------------------------------------------------------
 
     @property
@@ -391,9 +451,19 @@ class PrivateTrainingStrategy(ProcessStrategy):
 
     def _subject(self) -> Subject:
         calibrates = self._budget.eps is not None
-        return Subject(self._trainer, self._module, tuple(self.optimizers), calibrates)
+        return Subject(
+            self._trainer,
+            self._module,
+            tuple(self.optimizers),
+            calibrates,
+            splits=self._physical_batch_size is not None,
+            adapts=self._threshold is not None,
+            post_processing=self._post_processing,
+        )
 
     def _gradient_noise_multiplier(self) -> float | None:
+        if self._manual is not None and len(self._manual.private) > 1:
+            return self._budget.noise_multiplier * self._manual.noise_factor
         if self._threshold is None:
             return None
         assert self._sampler is not None
@@ -421,9 +491,22 @@ class PrivateTrainingStrategy(ProcessStrategy):
             self._trainer.fit_loop.setup_data()
         if self._sampler is None:
             return
-        planned = self._trainer.estimated_stepping_batches - self._trainer.global_step
-        self._budget.settle(self._sampler, max(0, planned), self._position)
+        self._budget.settle(self._sampler, self._planned_draws(), self._position)
         self._settled, self._settled_at = True, self._trainer.global_step
+
+    def _planned_draws(self) -> float:
+        """How many batches are still to come: steps of the optimizer where Lightning takes them, one a batch."""
+        trainer = self._trainer
+        if self._module.automatic_optimization:
+            return max(0, trainer.estimated_stepping_batches - trainer.global_step)
+        # Lightning counts every step of every optimizer; here a draw counts, whatever it feeds.
+        draws = float("inf")
+        if trainer.max_epochs not in (None, -1):
+            done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            draws = max(0, trainer.num_training_batches * max(trainer.max_epochs, 1) - done)
+        if trainer.max_steps != -1:
+            draws = min(draws, -(-max(0, trainer.max_steps - trainer.global_step) // len(self.optimizers)))
+        return draws
 
     def _finish_step(self, optimizer: Optimizer) -> None:
         """Runs the physical batches after the first, then turns the sum into the one private gradient."""
@@ -458,10 +541,12 @@ class PrivateTrainingStrategy(ProcessStrategy):
             warnings.append(plan_exceeds_budget(settings, self._budget.uncovered))
         for warning in warnings:
             rank_zero_warn(warning, category=PrivacyWarning)
-        planned = self._trainer.estimated_stepping_batches
+        planned = self._trainer.estimated_stepping_batches if self._manual is None else self._budget.planned
         rank_zero_info(announcement(settings, self.world_size, planned))
 
     def _release(self) -> None:
+        if self._manual is not None:
+            self._manual.detach()
         if self._engine is not None:
             self._engine.close()
         self._engine, self._step = None, StepUnderWay()

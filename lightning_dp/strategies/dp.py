@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Literal
 
@@ -53,6 +53,9 @@ class DPStrategy(PrivateTrainingStrategy):
         clipping: ``"flat"``, ``"per_layer"``, ``"automatic"``, or ``"adaptive"`` for a bound that starts at ``max_grad_norm``
             and follows a quantile of the gradient norms; :class:`~lightning_dp.gradients.AdaptiveClipping` sets which.
         physical_batch_size: the most samples that a device holds at once; ``None`` does not split.
+        post_processing: with manual optimisation, names of the modules or parameters (patterns with ``*`` too) that are trained
+            without noise, because their loss uses private data through the private parameters alone: a generator, say.
+            **You declare it**; the self-check compares their gradients on different batches, and every report names them.
         loss_reduction: whether ``training_step`` returns the ``"mean"`` or the ``"sum"`` of the samples' losses.
         self_check: compare the engine with plain PyTorch on a few samples before the first step.
         seed: **for tests only**: fixes noise and sampling. Whoever knows it can subtract the noise.
@@ -87,6 +90,7 @@ class DPStrategy(PrivateTrainingStrategy):
         sampling: Sampling = "poisson",
         clipping: ClippingName | Literal["adaptive"] | AdaptiveClipping = "flat",
         physical_batch_size: int | None = None,
+        post_processing: Sequence[str] = (),
         loss_reduction: LossReduction = "mean",
         self_check: bool = True,
         seed: int | None = None,
@@ -119,6 +123,7 @@ class DPStrategy(PrivateTrainingStrategy):
                 start_method,
             ),
             max_grad_norm_schedule=max_grad_norm_schedule,
+            post_processing=post_processing,
         )
 
 

@@ -16,6 +16,7 @@ def announcement(settings: PrivacySettings, world_size: int, planned_steps: floa
         f"{s.dataset_size} samples, expected batch size {s.expected_batch_size} over {world_size} process(es), "
         f"{planned_steps:g} steps planned; noise multiplier {s.noise_multiplier:.4g}{_gradients(s)}, {s.clipping} clipping "
         f"{'from' if s.clipping == 'adaptive' else 'at'} {s.max_grad_norm:g}; accountant {s.accountant}.{_schedules(s)}"
+        f"{_post_processing(s)}"
     )
 
 
@@ -24,6 +25,15 @@ def _schedules(s: PrivacySettings) -> str:
     found = [f"noise multiplier {noise}"] if noise else []
     found += [f"max_grad_norm {bound}"] if bound else []
     return f" Schedules: {'; '.join(found)}." if found else ""
+
+
+def _post_processing(s: PrivacySettings) -> str:
+    if not s.post_processing:
+        return ""
+    return (
+        f" Declared as post-processing and trained WITHOUT noise: {s.post_processing}; eps covers them only if their loss uses "
+        "private data through the other parameters alone."
+    )
 
 
 def _gradients(s: PrivacySettings) -> str:

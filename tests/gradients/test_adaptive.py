@@ -184,7 +184,7 @@ def test_it_keeps_away_from_zero_and_infinity(squares: float) -> None:
 
 
 def test_the_threshold_moves_only_with_a_release_and_the_noise_with_the_threshold() -> None:
-    module, moving = nn.Linear(100, 100), AdaptiveThreshold(AdaptiveClipping(learning_rate=10.0, count_noise=100.0))
+    module, moving = nn.Linear(100, 100), AdaptiveThreshold(AdaptiveClipping(learning_rate=1.0, count_noise=100.0))
     with GradientEngine(module, moving, noise_multiplier=1.0, expected_batch_size=100) as engine:
         for _ in range(5):
             bound = engine.clipping.max_grad_norm

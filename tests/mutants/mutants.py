@@ -22,6 +22,7 @@ BATCHES = "lightning_dp/sampling/batches.py"
 LOADER = "lightning_dp/sampling/loader.py"
 LEDGER = "lightning_dp/accounting/ledger.py"
 STRATEGY = "lightning_dp/strategies/base.py"
+MANUAL = "lightning_dp/strategies/manual.py"
 BUDGET = "lightning_dp/strategies/budget.py"
 
 ADAPTING = "tests/gradients/test_adaptive.py"
@@ -31,6 +32,7 @@ NOISES = "tests/gradients/test_noise.py"
 LEAKS = "tests/gradients/test_leaks.py"
 ROUTES = "tests/gradients/test_routes.py"
 UNITS = "tests/gradients/test_units.py"
+BY_HAND = "tests/strategies/test_manual.py"
 TRAPS = "tests/traps/test_traps.py"
 
 
@@ -86,7 +88,7 @@ CLIPPING_FAULTS = (
     ),
     _mutant(
         "a layer without a bound is let through", CLIPPING,
-        "            elif parameter.requires_grad:\n", "            elif False:\n",
+        "            elif parameter in taking_part:\n", "            elif False:\n",
         f"{LAYERS}::test_nothing_is_left_without_a_bound",
     ),
     _mutant(
@@ -391,6 +393,37 @@ ACCOUNTING_FAULTS = (
     ),
 )  # fmt: skip
 
+MANUAL_FAULTS = (
+    _mutant(
+        "optimizers of one draw are noised as if each were alone", MANUAL,
+        "return math.sqrt(len(self.private))", "return 1.0",
+        f"{BY_HAND}::test_optimizers_share_the_event_of_their_draw",
+    ),
+    _mutant(
+        "several backward passes for one step", MANUAL, "if self._pending is not None:", "if False:",
+        f"{BY_HAND}::test_is_stopped_in_the_step",
+    ),
+    _mutant(
+        "several releases of one optimizer on one draw", MANUAL,
+        "            self._released.append(optimizer)\n", "",
+        f"{BY_HAND}::test_is_stopped_in_the_step",
+    ),
+    _mutant(
+        "steps round the strategy", MANUAL, "if self._stepping is not optimizer:", "if False:",
+        f"{BY_HAND}::test_is_stopped_in_the_step",
+    ),
+    _mutant(
+        "post-processing is not compared over batches", "lightning_dp/strategies/manualcheck.py",
+        "if not error <= SAME:", "if False:",
+        f"{BY_HAND}::test_is_stopped_before_the_first_step",
+    ),
+    _mutant(
+        "a passage through the discriminator is noised for the generator's sake", MANUAL,
+        "        if reaches(loss, self.public_parameters):\n            return run()\n", "",
+        f"{BY_HAND}::test_the_discriminator_is_clipped_per_sample_and_the_generator_is_not",
+    ),
+)  # fmt: skip
+
 STRATEGY_FAULTS = (
     _mutant(
         "a stand-in has weight one", "lightning_dp/strategies/step.py",
@@ -425,5 +458,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *LEAK_FAULTS,
     *SAMPLING_FAULTS,
     *ACCOUNTING_FAULTS,
+    *MANUAL_FAULTS,
     *STRATEGY_FAULTS,
 )

@@ -102,6 +102,15 @@ def test_the_threshold_is_one_on_all_ranks(ranks: tuple[Found, Found, Found]) ->
     assert first["adaptive"]["bound"] == pytest.approx(alone["adaptive"]["bound"], rel=1e-6)
 
 
+def test_ranks_hold_equal_networks_after_manual_steps(ranks: tuple[Found, Found, Found]) -> None:
+    """The generator's latents differ from rank to rank; its gradient is averaged, the discriminator's summed."""
+    first, second, alone = ranks
+    for name in ("gan", "gan_exact"):
+        assert torch.equal(first[name]["parameters"], second[name]["parameters"])
+    assert [r["gan"]["ledger"] for r in ranks] == [8, 8, 8]
+    assert not torch.equal(first["gan"]["parameters"], alone["gan"]["parameters"])
+
+
 def test_eps_does_not_depend_on_the_number_of_ranks(ranks: tuple[Found, Found, Found]) -> None:
     assert len({r["noisy"]["eps"] for r in ranks}) == len({r["noisy"]["noise_multiplier"] for r in ranks}) == 1
     assert 2.94 < ranks[0]["noisy"]["eps"] <= 3

@@ -166,7 +166,10 @@ def test_noise_schedule_and_adaptive_clipping_together() -> None:
     plugin, module = strategy(noise_multiplier_schedule=RISING, clipping="adaptive"), Watching(silent=True)
     fit(module, plugin)
     assert len(plugin.ledger.entries) == 8
-    bounds = [1.0, *(after for _, after in module.facts)]  # looked at when the step is released, and the bound has moved
+    bounds = [
+        1.0,
+        *(after for _, after in module.facts),
+    ]  # looked at when the step is released, and the bound has moved
     for (noise, _), bound, std in zip(module.facts, bounds[:8], module.stds, strict=True):
         raised = AdaptiveClipping().gradient_noise_multiplier(noise, 16)
         assert std == pytest.approx(raised * bound / 16, rel=0.05)

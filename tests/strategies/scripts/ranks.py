@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.strategies.gan import GAN
 from tests.strategies.helpers import Tiny, flat, loader, strategy, trainer
 
 WIDE = 25_000  # coordinates whose noise is looked at
@@ -61,6 +62,12 @@ def run(module: Kept, data: Any, fit: dict[str, Any], *, rewind: Path | None = N
     }
 
 
+def run_gan(fit: dict[str, Any], **plugin: Any) -> dict[str, Any]:
+    module, private = GAN(), strategy(timeout=timedelta(seconds=60), post_processing=["generator"], **plugin)
+    trainer(private, **fit).fit(module, loader(64, 16))
+    return {"parameters": flat(module), "ledger": private.ledger.steps, "discriminator": module.seen["discriminator"]}
+
+
 def main(folder: Path, devices: int) -> None:
     exact: dict[str, Any] = {"noise_multiplier": 0, "seed": 7, "max_grad_norm": 0.3}
     one: dict[str, Any] = {"devices": devices, "max_epochs": 1}
@@ -72,6 +79,8 @@ def main(folder: Path, devices: int) -> None:
         "split": run(Kept(momentum=0.9), usual, two, physical_batch_size=3, **exact),
         "sparse": run(Kept(), loader(30, 1), one, **exact),
         "sparse_split": run(Kept(), loader(30, 2), one, physical_batch_size=1, **exact),
+        "gan": run_gan(two, noise_multiplier=1.0),
+        "gan_exact": run_gan({**two, "max_steps": 1}, **exact),
         "adaptive": run(Kept(), usual, two, clipping="adaptive", physical_batch_size=3, **exact),
         "adaptive_noisy": run(Kept(), usual, two, clipping="adaptive", noise_multiplier=1.0),
         "noisy": run(Kept(), usual, two, eps=3),
