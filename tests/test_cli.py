@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import Strategy
 import lightning_dp.cli
 import lightning_dp.strategies
 from lightning_dp.cli import main
+from lightning_dp.errors import PrivacyConfigError
 
 # A module and data that the test owns; everything of ours is named by its short name.
 BORING = [
@@ -76,6 +77,24 @@ def test_a_config_with_short_names_trains_privately(tmp_path: Path, monkeypatch:
     (trainer,) = started
     assert type(trainer.strategy) is lightning_dp.strategies.DPStrategy
     assert trainer.strategy.ledger.steps == trainer.global_step == 2
+
+
+@pytest.mark.parametrize(("unit", "units"), [("[" + "7, 8, 8, 9, " * 16 + "]", 3), ("patient", 0)])
+def test_units_can_be_named_or_listed_in_a_config(
+    unit: str, units: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr(
+        lightning_dp.cli.PrivateCLI, "after_fit", lambda cli: started.append(cli.trainer), raising=False
+    )
+    config = Path(strategy_config(tmp_path))
+    config.write_text(config.read_text().replace("{noise_multiplier", f"{{unit: {unit}, noise_multiplier"))
+    if not units:
+        with pytest.raises(PrivacyConfigError, match="no attribute 'patient'"):
+            main(["fit", *BORING, "--config", str(config)])
+        return
+    main(["fit", *BORING, "--config", str(config)])
+    assert started[0].strategy.settings().dataset_size == units
 
 
 def test_a_second_run_into_the_same_folder_is_no_error(tmp_path: Path) -> None:

@@ -60,6 +60,16 @@ def without_noise(entries: Sequence[LedgerEntry]) -> bool:
     return any(entry.event.noise_multiplier < _NO_NOISE for entry in entries)
 
 
+def failure(entries: Sequence[LedgerEntry]) -> float:
+    """Chance that some step of the ledger was not the mechanism that its event names; at most 1.
+
+    Cut draws (truncated Poisson sampling) have one. With it, a composition that is (eps, delta)-private where no step
+    fails is (eps, delta + failure)-private, by the joint convexity of hockey-stick divergences; the argument is in
+    :class:`~lightning_dp.sampling.TruncatedPoissonSampler`.
+    """
+    return min(1.0, math.fsum(entry.steps * entry.event.tail for entry in entries))
+
+
 class RDPAccountant:
     """Renyi accountant: fast, and loose by some 10 to 25 % in eps. An upper bound."""
 
@@ -70,14 +80,17 @@ class RDPAccountant:
         check_delta(delta)
         if without_noise(entries):
             return math.inf
-        return rdp_epsilon(rdp_of_entries(entries), delta) if entries else 0.0
+        usable = delta - failure(entries)
+        if usable <= 0.0:
+            return math.inf
+        return rdp_epsilon(rdp_of_entries(entries), usable) if entries else 0.0
 
     def delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
         """See :meth:`Accountant.delta`."""
         check_eps(eps, zero=True)
         if without_noise(entries):
             return 1.0
-        return rdp_delta(rdp_of_entries(entries), eps) if entries else 0.0
+        return min(1.0, rdp_delta(rdp_of_entries(entries), eps) + failure(entries)) if entries else 0.0
 
 
 class PLDAccountant:
@@ -109,7 +122,7 @@ class PLDAccountant:
         if bound == 0.0 or not is_sampled(entries):
             return bound
         composition = self.composition(entries)
-        return bound if composition is None else min(bound, composition.epsilon(delta))
+        return bound if composition is None else min(bound, composition.epsilon(delta - failure(entries)))
 
     def delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
         """See :meth:`Accountant.delta`."""
@@ -122,7 +135,7 @@ class PLDAccountant:
         if not is_sampled(entries):
             return bound
         composition = self.composition(entries)
-        return bound if composition is None else min(bound, composition.delta(eps))
+        return bound if composition is None else min(bound, composition.delta(eps) + failure(entries))
 
     def composition(self, entries: Sequence[LedgerEntry]) -> pld.Composition | None:
         """The composed loss distributions behind the numbers; None where their grid would be too large."""
@@ -142,6 +155,9 @@ def closed_form_epsilon(entries: Sequence[LedgerEntry], delta: float) -> float:
     """Least of the bounds that need no grid; exact without amplification, and always there."""
     if without_noise(entries):
         return math.inf
+    delta = delta - failure(entries)
+    if delta <= 0.0:
+        return math.inf
     mu, sampled = _split(entries)
     if not sampled:
         return gaussian_epsilon(mu, delta)
@@ -159,13 +175,14 @@ def closed_form_delta(entries: Sequence[LedgerEntry], eps: float) -> float:
         return 1.0
     mu, sampled = _split(entries)
     if not sampled:
-        return float(gaussian_delta(mu, eps))
+        return min(1.0, float(gaussian_delta(mu, eps)) + failure(entries))
     sigma, q, steps = _worst(sampled)
-    return min(
+    least = min(
         rdp_delta(rdp_of_entries(entries), eps),
         float(gaussian_delta(_unamplified(mu, sampled), eps)),
         participation_delta(eps, sigma=sigma, q=q, steps=steps, mu=mu),
     )
+    return min(1.0, least + failure(entries))
 
 
 def full_index(entries: Sequence[LedgerEntry]) -> float:

@@ -11,6 +11,7 @@ from lightning_dp.accounting.accountants import (
     check_delta,
     check_eps,
     closed_form_epsilon,
+    failure,
     get_accountant,
 )
 from lightning_dp.accounting.events import GaussianEvent, Sampling
@@ -32,6 +33,7 @@ def calibrate_noise_multiplier(
     steps: int,
     accountant: AccountantName = "pld",
     sampling: Sampling = "poisson",
+    tail: float = 0.0,
     spent: Sequence[LedgerEntry] = (),
     factors: Sequence[tuple[float, int]] | None = None,
 ) -> float:
@@ -47,7 +49,8 @@ def calibrate_noise_multiplier(
         sample_rate: Poisson rate q in (0, 1]; 1 for shuffling.
         steps: Compositions to come, >= 1.
         accountant: ``"pld"``, ``"rdp"`` or ``"prv"``.
-        sampling: ``"poisson"`` or ``"shuffle"``.
+        sampling: ``"poisson"``, ``"truncated_poisson"`` or ``"shuffle"``.
+        tail: Chance per step that a draw is cut, for ``"truncated_poisson"``.
         spent: What the ledger holds already; the new noise is for what is left.
         factors: Where the noise follows a schedule: ``(factor, steps)`` pairs that make up ``steps``; the noise multiplier of
             those steps is the factor times the result. The accountant composes all of them.
@@ -62,7 +65,7 @@ def calibrate_noise_multiplier(
     check_eps(eps)
     check_delta(delta)
     exact = get_accountant(accountant)
-    LedgerEntry(GaussianEvent(1.0, sample_rate, sampling), steps)
+    planned = LedgerEntry(GaussianEvent(1.0, sample_rate, sampling, tail), steps)
     shape = ((1.0, steps),) if factors is None else tuple(factors)
     if sum(length for _, length in shape) != steps:
         raise PrivacyConfigError(f"the factors {shape} do not make up the {steps} steps to calibrate for.")
@@ -73,9 +76,15 @@ def calibrate_noise_multiplier(
             "raise eps, or start from an untrained model with an empty ledger."
         )
 
+    if (lost := failure((*spent, planned))) >= delta:
+        raise PrivacyConfigError(
+            f"the chance that one of {steps} batches has to be cut, {lost:.3g}, is not below delta = {delta:g}, which must "
+            "cover it: no noise makes up for that. Raise max_batch_size."
+        )
+
     def entries(log_sigma: float) -> tuple[LedgerEntry, ...]:
         sigma = math.exp(log_sigma)
-        new = [LedgerEntry(GaussianEvent(sigma * f, sample_rate, sampling), length) for f, length in shape]
+        new = [LedgerEntry(GaussianEvent(sigma * f, sample_rate, sampling, tail), length) for f, length in shape]
         return merge_entries((*spent, *new))
 
     def closed_form(log_sigma: float) -> float:

@@ -10,7 +10,7 @@ from lightning_dp.errors import PrivacyConfigError
 
 __all__ = ("RELATION", "GaussianEvent", "Sampling")
 
-Sampling = Literal["poisson", "shuffle"]
+Sampling = Literal["poisson", "truncated_poisson", "shuffle"]
 
 #: The neighbouring relation behind every eps of this package: data sets that differ by one added or removed
 #: unit.
@@ -31,15 +31,18 @@ class GaussianEvent:
         sample_rate: Poisson rate q in (0, 1]; 1 means that every unit takes part, hence no amplification.
         sampling: How batches are drawn. A shuffled pass visits every unit and is accounted without
             amplification, so ``"shuffle"`` needs ``sample_rate=1``.
+        tail: Chance in [0, 1], per step, that the above fails to describe the step, however badly: that a draw
+            was cut (``"truncated_poisson"`` only). Accountants add it to delta, once for each step.
 
     Raises:
-        PrivacyConfigError: If a field is not finite or out of range, or if amplification is claimed for
-            shuffling.
+        PrivacyConfigError: If a field is not finite or out of range, if amplification is claimed for
+            shuffling, or a tail without truncation.
     """
 
     noise_multiplier: float
     sample_rate: float = 1.0
     sampling: Sampling = "poisson"
+    tail: float = 0.0
 
     def __post_init__(self) -> None:
         sigma = _as_float("noise_multiplier", self.noise_multiplier)
@@ -57,6 +60,13 @@ class GaussianEvent:
                 f"sampling='shuffle' is accounted without amplification and needs sample_rate=1, got {rate}: "
                 "use sampling='poisson' for amplified accounting."
             )
+        tail = _as_float("tail", self.tail)
+        if not 0.0 <= tail <= 1.0 or (tail > 0.0 and self.sampling != "truncated_poisson"):
+            raise PrivacyConfigError(
+                f"tail must lie in [0, 1], and be 0 unless sampling='truncated_poisson', got {tail}: it is the chance that "
+                "a batch had to be cut."
+            )
+        object.__setattr__(self, "tail", tail)
         object.__setattr__(self, "noise_multiplier", sigma)
         object.__setattr__(self, "sample_rate", rate)
 

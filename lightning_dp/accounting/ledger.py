@@ -94,7 +94,7 @@ class PrivacyLedger:
         return {
             "version": _VERSION,
             "segments": {
-                name: [[e.noise_multiplier, e.sample_rate, e.sampling, steps] for e, steps in history.items()]
+                name: [_row(event, steps) for event, steps in history.items()]
                 for name, history in self._segments.items()
             },
         }
@@ -123,6 +123,12 @@ class PrivacyLedger:
 
     def __repr__(self) -> str:
         return f"PrivacyLedger(steps={self.steps}, entries={len(self.entries)}, segments={len(self._segments)})"
+
+
+def _row(event: GaussianEvent, steps: int) -> list[Any]:
+    """Four values, and a fifth where draws are cut, so that what knows of no cut draws refuses the row."""
+    tail = [event.tail] if event.sampling == "truncated_poisson" else []
+    return [event.noise_multiplier, event.sample_rate, event.sampling, steps, *tail]
 
 
 def _whole(steps: Any) -> int:
@@ -154,8 +160,11 @@ def _parse(state: Any) -> dict[str, dict[GaussianEvent, int]]:
                 raise ValueError(f"segment name {name!r}")
             counts: dict[GaussianEvent, int] = {}
             parsed[name] = counts
-            for sigma, rate, sampling, steps in history:
-                event = GaussianEvent(sigma, rate, sampling)
+            for sigma, rate, sampling, steps, *tail in history:
+                # A cut draw without its tail would be an under-count.
+                if len(tail) != int(sampling == "truncated_poisson"):
+                    raise ValueError("an entry of unknown form")
+                event = GaussianEvent(sigma, rate, sampling, *tail)
                 counts[event] = counts.get(event, 0) + _whole(steps)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise PrivacyError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from lightning_dp.accounting.accountants import AccountantName, check_delta, get_accountant
+from lightning_dp.accounting.accountants import AccountantName, check_delta, failure, get_accountant
 from lightning_dp.accounting.events import GaussianEvent
 from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
 from lightning_dp.accounting.renyi import ORDERS, Vector, rdp_epsilon, rdp_step
@@ -61,7 +62,8 @@ class EpsilonMeter:
             event = entry.event
             counts[event] = counts.get(event, 0) + entry.steps
             rdp = rdp + entry.steps * rdp_step(event.noise_multiplier, event.sample_rate)
-        bound = rdp_epsilon(rdp, self._delta)
+        usable = self._delta - failure(entries)
+        bound = rdp_epsilon(rdp, usable) if usable > 0.0 else math.inf
         for exact, planned in self._known:
             if exact >= bound:
                 break

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_dp.accounting.accountants import check_delta, check_eps, without_noise
+from lightning_dp.accounting.accountants import check_delta, check_eps, failure, without_noise
 from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
 from lightning_dp.accounting.renyi import rdp_epsilon, rdp_of_entries
 from lightning_dp.errors import PrivacyConfigError
@@ -43,6 +43,9 @@ class PRVAccountant:
             return 0.0
         if without_noise(entries):
             return math.inf
+        delta = delta - failure(entries)
+        if delta <= 0.0:
+            return math.inf
         delta_error = delta / 1000.0
         with _strict():
             composed = _compose(entries, delta_error)
@@ -67,7 +70,7 @@ class PRVAccountant:
             estimate = float(composed.compute_delta_estimate(eps - _EPS_ERROR))
         if not math.isfinite(estimate):
             raise PrivacyConfigError(_advice(f"returned delta = {estimate}"))
-        return min(1.0, max(0.0, estimate) + delta_error)
+        return min(1.0, max(0.0, estimate) + delta_error + failure(entries))
 
 
 class _strict(warnings.catch_warnings):

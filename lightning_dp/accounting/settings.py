@@ -21,8 +21,8 @@ class PrivacySettings:
         clipping: how units are clipped.
         sampling: how units are drawn.
         sample_rate: the rate that was accounted, in (0, 1].
-        expected_batch_size: B, over all ranks.
-        dataset_size: n.
+        expected_batch_size: B, the expected number of units in a step, over all ranks.
+        dataset_size: n, the number of units.
         accountant: which accountant turns the ledger into eps.
         eps: the budget, or ``None`` if eps is only reported.
         relation: the neighbouring relation.
@@ -31,6 +31,7 @@ class PrivacySettings:
         noise_multiplier_schedule: factors on the noise multiplier, in words; ``None`` for none.
         max_grad_norm_schedule: factors on the bound, in words; ``None`` for none.
         post_processing: names of the parameters that the user declared to be trained by post-processing.
+        unit: what is added or removed: ``"sample"``, or the name of the ids (``"patient_id"``).
     """
 
     mechanism: str
@@ -49,3 +50,4 @@ class PrivacySettings:
     noise_multiplier_schedule: str | None = None
     max_grad_norm_schedule: str | None = None
     post_processing: str | None = None
+    unit: str = "sample"

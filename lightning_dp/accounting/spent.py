@@ -22,12 +22,13 @@ class PrivacySpent:
         eps: Upper bound on the smallest eps at ``delta``; inf without noise.
         delta: The chance-like slack of the guarantee.
         accountant: Name of the accountant.
-        sampling: ``"poisson"``, ``"shuffle"``, ``"mixed"``, or ``"none"`` for an empty ledger.
+        sampling: ``"poisson"``, ``"truncated_poisson"``, ``"shuffle"``, ``"mixed"``, or ``"none"`` for an empty ledger.
         relation: The neighbouring relation.
         noise_multiplier: Noise over sensitivity; None if the entries differ.
         sample_rate: Poisson rate; None if the entries differ.
         steps: Number of compositions.
         entries: The ledger behind the number.
+        unit: What is added or removed: ``"sample"``, or the name of the ids that say whose a sample is.
     """
 
     eps: float
@@ -39,13 +40,14 @@ class PrivacySpent:
     sample_rate: float | None
     steps: int
     entries: tuple[LedgerEntry, ...]
+    unit: str = "sample"
 
     def trade_off(self) -> TradeOffCurve:
         """The whole trade-off curve, of which (eps, delta) is one line."""
         return TradeOffCurve(self.entries)
 
     def __str__(self) -> str:
-        relation = self.relation.replace("_", " ")
+        relation = self.relation.replace("_", " ") + ("" if self.unit == "sample" else f" unit ({self.unit})")
         return (
             f"eps = {_rounded_up(self.eps)} at delta = {self.delta:.4g} ({relation}; {self._sampling()}; "
             f"{self.accountant} accountant; {self.steps} steps)"
@@ -56,13 +58,18 @@ class PrivacySpent:
         rates = sorted({e.event.sample_rate for e in self.entries if e.event.sampling == "poisson"})
         if rates:
             phrases.append("Poisson sampling, q = " + " and ".join(f"{rate:.4g}" for rate in rates))
+        cut = sorted({e.event.sample_rate for e in self.entries if e.event.sampling == "truncated_poisson"})
+        if cut:
+            phrases.append("Poisson sampling cut at a maximum, q = " + " and ".join(f"{rate:.4g}" for rate in cut))
         if any(e.event.sampling == "shuffle" for e in self.entries):
             phrases.append("shuffled, accounted without amplification")
         return " and ".join(phrases) or "nothing sampled"
 
 
-def privacy_spent(entries: Sequence[LedgerEntry], delta: float, accountant: AccountantName = "pld") -> PrivacySpent:
-    """What a ledger's entries have spent at ``delta``.
+def privacy_spent(
+    entries: Sequence[LedgerEntry], delta: float, accountant: AccountantName = "pld", unit: str = "sample"
+) -> PrivacySpent:
+    """What a ledger's entries have spent at ``delta``, on units of the given name.
 
     Raises:
         PrivacyConfigError: If ``delta`` is not in (0, 1) or the accountant is unknown.
@@ -82,6 +89,7 @@ def privacy_spent(entries: Sequence[LedgerEntry], delta: float, accountant: Acco
         sample_rate=rates.pop() if len(rates) == 1 else None,
         steps=sum(entry.steps for entry in merged),
         entries=merged,
+        unit=unit,
     )
 
 

@@ -12,6 +12,7 @@ from scipy.special import ndtr, ndtri
 from lightning_dp.accounting.accountants import (
     PLDAccountant,
     closed_form_delta,
+    failure,
     full_index,
     is_sampled,
     without_noise,
@@ -44,8 +45,8 @@ class TradeOffCurve:
 
     def __init__(self, entries: Sequence[LedgerEntry]) -> None:
         self._entries = merge_entries(entries)
-        self._broken = without_noise(self._entries)
-        self._exact = not self._broken and not is_sampled(self._entries)
+        self._broken = without_noise(self._entries) or failure(self._entries) >= 1.0
+        self._exact = not self._broken and not is_sampled(self._entries) and failure(self._entries) == 0.0
         self._mu = full_index(self._entries) if self._exact else math.nan
         if not self._broken and not self._exact:
             self._eps, self._remove, self._add = _profiles(self._entries)
@@ -116,7 +117,8 @@ def _dual_envelope(alpha: Array, eps: Array, delta: Array) -> Array:
 def _profiles(entries: Sequence[LedgerEntry]) -> tuple[Array, Array, Array]:
     """A grid of eps from 0 on and delta(eps) in both directions, all (lines,)."""
     accountant = PLDAccountant()
-    last = min(_MAX_EPS, max(1e-3, accountant.epsilon(entries, 1e-9)))
+    lost = failure(entries)
+    last = min(_MAX_EPS, max(1e-3, accountant.epsilon(entries, min(0.5 + 0.5 * lost, 1e-9 + lost))))
     eps = np.linspace(0.0, last, _LINES)
     # The closed forms hold in both directions; delta falls with eps, so a value holds for every larger eps as
     # well.
@@ -127,4 +129,4 @@ def _profiles(entries: Sequence[LedgerEntry]) -> tuple[Array, Array, Array]:
     if composition is None:
         return eps, bound, bound
     remove, add = composition.profiles(eps)
-    return eps, np.minimum(bound, remove), np.minimum(bound, add)
+    return eps, np.minimum(bound, remove + lost), np.minimum(bound, add + lost)

@@ -86,6 +86,7 @@ class PrivacyAccountant(Callback):
 def summary_text(spent: PrivacySpent, settings: PrivacySettings, releases: list[Release]) -> str:
     """The table written at the end of ``fit``."""
     budget = "none (eps is reported)" if settings.eps is None else f"eps <= {settings.eps:g}"
+    sizes = f"n = {settings.dataset_size}, expected batch size {settings.expected_batch_size}"
     curve = spent.trade_off()
     rows = [
         ("spent", f"eps = {spent.eps:.4g} at delta = {spent.delta:.4g}"),
@@ -93,7 +94,7 @@ def summary_text(spent: PrivacySpent, settings: PrivacySettings, releases: list[
         ("relation", settings.relation.replace("_", " ")),
         ("sampling", f"{settings.sampling}, q = {settings.sample_rate:.4g}"),
         ("steps", f"{spent.steps}"),
-        ("samples", f"n = {settings.dataset_size}, expected batch size {settings.expected_batch_size}"),
+        ("samples" if settings.unit == "sample" else f"units ({settings.unit})", sizes),
         (
             "noise",
             f"multiplier {settings.noise_multiplier:.4g} on {settings.clipping} clipping at {settings.max_grad_norm:g}"

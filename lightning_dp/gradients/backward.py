@@ -64,7 +64,10 @@ class BackwardPass:
         with self._arithmetic():
             args, kwargs = record.inputs
             trainable = frozenset(record.trainable)
-            call = LayerCall(record.module, record.name, args, kwargs, record.grads, self.units, trainable, self.dtype)
+            call = LayerCall(
+                record.module, record.name, args, kwargs, record.grads, self.units, trainable, self.dtype,
+                record.outputs, record.random_state,
+            )  # fmt: skip
             self._add(record, record.rule(call))
 
     def finish(self) -> tuple[Mapping[nn.Parameter, Tensor], Mapping[nn.Parameter, Sequence[Contribution]]]:
@@ -124,9 +127,11 @@ class BackwardPass:
         call = self._calls[record.name]
         self._calls[record.name] += 1
         grad = next(g for g in record.grads if g is not None)
-        if grad.dim() == 0 or self.units.rows is not None:
-            return
-        fold = self.units.fold(grad.shape[0], record.name)
+        if grad.dim() == 0 or (self.units.rows is not None and self.units.terms is None):
+            return  # the nodes of graphs: how many rows there are says nothing
+        args, kwargs = record.inputs
+        rows = grad.shape[0] if record.rows is None else record.rows(record.module, args, kwargs)
+        fold = self.units.fold(rows, record.name)
         before = self._folds.setdefault((record.name, call), fold)
         if before != fold:
             raise PrivacyError(

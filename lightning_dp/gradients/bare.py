@@ -180,7 +180,8 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, Mapping):
         return {key: map_leaves(item, change) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_leaves(item, change) for item in value))
+        # Not by calling the class: packed sequences look at what they are made of, and these may be stand-ins.
+        return type(value)._make(map_leaves(item, change) for item in value)  # type: ignore[attr-defined]
     if isinstance(value, tuple):
         return tuple(map_leaves(item, change) for item in value)
     if isinstance(value, list):

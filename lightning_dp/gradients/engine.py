@@ -135,9 +135,7 @@ class GradientEngine:
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that take part, in the network's order, each once."""
-        return [
-            p for p in self.module.parameters() if p.requires_grad and (self._selected is None or p in self._selected)
-        ]
+        return [p for p in self._taps.parameters if p.requires_grad and (self._selected is None or p in self._selected)]
 
     def select(self, parameters: Collection[nn.Parameter]) -> None:
         """Turns to some of the private parameters: the next backward pass and release are about these alone."""
@@ -158,7 +156,8 @@ class GradientEngine:
         The rows of a unit are found by position: axis 0 of every layer must be the batch axis. A layer that sees another
         number of rows per unit than before is refused, so misplaced axes surface as soon as the batch size varies, as it
         does under Poisson sampling; in a loop with a constant batch size they may not. With a ragged map of rows the loss
-        must be the mean over units of each unit's own mean: a mean over rows would scale a unit by the others' rows.
+        must be the mean over units of each unit's own mean; where it is a mean over rows, which would scale a unit by the
+        others' rows, :attr:`UnitMap.terms` sets that right.
 
         Args:
             num_units: units in this physical batch, or their map to rows.
@@ -256,7 +255,7 @@ class GradientEngine:
         return self._flat
 
     def _device(self) -> torch.device:
-        return next(iter(self.module.parameters())).device
+        return self._taps.parameters[0].device
 
     def _add(self, backward: BackwardPass, units: UnitMap, weights: Tensor | None) -> None:
         self._bound = max(self._bound, self.clipping.sensitivity)
@@ -270,7 +269,8 @@ class GradientEngine:
             )
         squares = _group_sums([(group[parameter], norm) for parameter, norm in norms.items()], num_groups)
         # A mean over U units scales each unit's gradient by 1/U. U is private: undo it before the bound is applied.
-        scale = float(units.num_units) if self.loss_reduction == "mean" else 1.0
+        scale = units.loss_scale(self.loss_reduction)
+        scale = scale.to(squares) if isinstance(scale, Tensor) else scale
         if self.threshold is not None:
             self.threshold.observe((squares * scale**2).sum(0), weights)
         coefficients, finite = self.clipping.coefficients(squares * scale**2)
@@ -305,7 +305,7 @@ class GradientEngine:
             )
 
     def _accumulation_dtype(self) -> torch.dtype:
-        wide = any(p.dtype == torch.float64 for p in self.module.parameters())
+        wide = any(p.dtype == torch.float64 for p in self._taps.parameters)
         return torch.float64 if wide else torch.float32
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients.bare import Expression, MixedCall, map_tensors, tensors_in
 from lightning_dp.gradients.contributions import CHUNK_ELEMENTS, Contribution, PerUnit
+from lightning_dp.gradients.replay import reproduces
 from lightning_dp.gradients.units import UnitMap
 
 __all__ = ("generic_rule", "mixed_call_rule")
@@ -125,7 +126,8 @@ def _per_unit(
         warnings.filterwarnings("ignore", message="There is a performance drop")
         gradients, results = vectorised(dict(parameters), split, grouped)
     for i, result in zip(used, results, strict=True):
-        _check_reproduced(result.detach(), units.by_unit(outputs[i].detach(), name, repeat=True), name)
+        if not reproduces(result.detach(), units.by_unit(outputs[i].detach(), name, repeat=True)):
+            raise PrivacyError(_not_reproduced(name))
     return {key: PerUnit(value.detach()) for key, value in gradients.items()}
 
 
@@ -137,20 +139,6 @@ def _evaluate(value: Any, parameters: Mapping[str, Tensor], rows: int, fold: int
     if isinstance(value, (tuple, list)):
         return type(value)([_evaluate(item, parameters, rows, fold) for item in value])
     return value
-
-
-def _check_reproduced(result: Tensor, recorded: Tensor, name: str) -> None:
-    if recorded.numel() == 0:
-        return
-    finite = torch.isfinite(recorded) & torch.isfinite(result)
-    largest = torch.where(finite, recorded, recorded.new_zeros(())).abs().flatten(1).amax(1)
-    difference = torch.where(finite, (result - recorded).abs(), result.new_zeros(())).flatten(1).amax(1)
-    # One scale a unit: a single unit with huge values must not switch the check off for the others. The median keeps a
-    # unit whose own output happens to vanish from being held to its rounding errors.
-    scale = torch.maximum(largest, largest.median()).clamp_min(1e-30)
-    tolerance = 5e-2 if recorded.dtype in (torch.bfloat16, torch.float16) else 1e-3
-    if not bool((difference <= tolerance * scale).all()):
-        raise PrivacyError(_not_reproduced(name))
 
 
 def _not_reproduced(name: str) -> str:

@@ -20,7 +20,7 @@ def full_precision() -> Iterator[None]:
     different routes can differ by more than any margin: the bound would hold for another gradient than the one
     that is summed.
     """
-    knobs = _knobs()
+    knobs = _knobs("")
     before = [getattr(owner, name) for owner, name, _ in knobs]
     try:
         for owner, name, full in knobs:
@@ -36,7 +36,7 @@ def arithmetic(device_type: str) -> Callable[[], AbstractContextManager[None]]:
 
     Entering such a context costs more than a small layer's norm, so it is left out where the switches are right already.
     """
-    right = all(getattr(owner, name) == full for owner, name, full in _knobs())
+    right = all(getattr(owner, name) in (full, "none") for owner, name, full in _knobs(device_type))
 
     @contextmanager
     def strict() -> Iterator[None]:
@@ -49,9 +49,11 @@ def arithmetic(device_type: str) -> Callable[[], AbstractContextManager[None]]:
     return context
 
 
-def _knobs() -> list[tuple[Any, str, Any]]:
+def _knobs(device_type: str) -> list[tuple[Any, str, Any]]:
+    """``(owner, name, value for full precision)`` of the switches that concern a device; "none" is full as well."""
     backends: Any = torch.backends
     if hasattr(backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and newer; old and new switches must not be mixed
         owners: list[Any] = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
-        return [(owner, "fp32_precision", "ieee") for owner in owners]
+        chosen = owners[2:] if device_type == "cpu" else owners
+        return [(owner, "fp32_precision", "ieee") for owner in chosen]
     return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]

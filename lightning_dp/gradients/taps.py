@@ -28,8 +28,10 @@ from lightning_dp.gradients.bare import (
     map_tensors,
     tensors_in,
 )
+from lightning_dp.gradients.layouts import sequence_first
 from lightning_dp.gradients.memory import nbytes
-from lightning_dp.gradients.rules import LayerRule, find_rule
+from lightning_dp.gradients.replay import RandomState
+from lightning_dp.gradients.rules import LayerRule, RowCounter, find_entry
 
 __all__ = ("Record", "Taps")
 
@@ -51,6 +53,8 @@ class Record:
         grads: their gradients, ``None`` where none arrived.
         rule: the layer's rule, or ``None`` where the generic one must do.
         mixed: the call of a bare parameter, or ``None`` for a module call.
+        rows: counts the batch rows of a call that does not keep them on axis 0 of its outputs.
+        random_state: the generators' state before the call, where its rule must draw the same numbers again.
     """
 
     name: str
@@ -61,6 +65,18 @@ class Record:
     grads: tuple[Tensor | None, ...]
     rule: LayerRule | None = None
     mixed: MixedCall | None = None
+    rows: RowCounter | None = None
+    random_state: RandomState | None = None
+
+    def batch_first(self) -> Record:
+        """The record of a call on ``(T, B, ...)`` tensors, as if it had been made on ``(B, T, ...)``."""
+
+        def swap(t: Tensor) -> Tensor:
+            return t.transpose(0, 1) if t.dim() > 1 else t
+
+        grads = tuple(None if g is None else swap(g) for g in self.grads)
+        inputs, outputs = map_tensors(self.inputs, swap), tuple(map(swap, self.outputs))
+        return replace(self, inputs=inputs, outputs=outputs, grads=grads)
 
 
 @dataclass(frozen=True)
@@ -72,17 +88,20 @@ class _Site:
     kind: type[nn.Module]
     patched: bool
     rule: LayerRule | None
+    rows: RowCounter | None
+    random: Callable[[nn.Module], bool] | None
     composite: bool
     bare: bool
 
     @classmethod
     def of(cls, module: nn.Module, name: str) -> _Site:
-        rule, composite = find_rule(module), isinstance(module, COMPOSITES)
+        entry, composite = find_entry(module), isinstance(module, COMPOSITES)
+        rule, rows, random = (None, None, None) if entry is None else (entry.rule, entry.rows, entry.random)
         # Parameters beside children are used by functions that no hook sees; those of a leaf, by its own forward.
         bare = rule is None and not composite and any(True for _ in module.children())
         label = f"{name or 'the root module'} ({type(module).__name__})"
         patched = "forward" in vars(module)
-        return cls(label, f"{name}." if name else "", type(module), patched, rule, composite, bare)
+        return cls(label, f"{name}." if name else "", type(module), patched, rule, rows, random, composite, bare)
 
 
 class Taps:
@@ -96,6 +115,7 @@ class Taps:
         receive: set by the engine around the one backward pass whose gradient is to be privatised; it gets the record
             of each tapped call as soon as its gradient is there, the last layer's first.
         uses: how often each parameter was used in tapped calls since the last pass.
+        sequence_first: modules whose calls keep the batch on axis 1.
         generation: which logical step forward passes belong to now; the engine counts.
     """
 
@@ -107,12 +127,18 @@ class Taps:
         self.generation = 0
         self._paused = False
         self._swapped: dict[nn.Module, list[dict[str, nn.Parameter]]] = {}
+        self._random_states: dict[nn.Module, RandomState] = {}
         self._recorded = 0
         self._handles: list[RemovableHandle] = []
         # An anchor gives the tap a gradient even where the network's input needs none (the first layer).
         self._anchors: dict[torch.device, Tensor] = {}
         self._names = {module: name for name, module in root.named_modules()}
+        self.sequence_first = sequence_first(root)
+        self.parameters = list(root.parameters())
+        """The network's parameters when the taps were placed, each once."""
+        self._known = set(map(id, self.parameters))
         self._sites = {module: _Site.of(module, name) for module, name in self._names.items()}
+        self._follows = any(site.bare for site in self._sites.values())
         self._parameters = dict(root.named_parameters(remove_duplicate=False))
         for module in self._names:
             if any(True for _ in module.parameters(recurse=False)):
@@ -138,8 +164,8 @@ class Taps:
 
     def untapped(self) -> list[str]:
         """Trainable parameters that were not there when the taps were placed."""
-        known = set(self._parameters.values())
-        return [name for name, p in self.root.named_parameters() if p.requires_grad and p not in known]
+        known = self._known
+        return [name for name, p in self.root.named_parameters() if p.requires_grad and id(p) not in known]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Taps:
         # The hooks of a copied (or pickled) network must not detach the copy's weights, nor carry records of private
@@ -159,6 +185,7 @@ class Taps:
                 for name, parameter in swapped.items():
                     _put(module, name, parameter)
         self._swapped.clear()
+        self._random_states.clear()
         self.clear()
 
     def clear(self) -> None:
@@ -189,33 +216,42 @@ class Taps:
             parameters = module._parameters  # type: ignore[assignment]
         for name, parameter in parameters.items():
             followed = self._only is None or parameter in self._only
-            if isinstance(parameter, nn.Parameter) and parameter.requires_grad and followed:
+            if parameter is not None and parameter.requires_grad and followed:  # stand-ins, of an outer call, do not
                 swapped[name] = parameter
+        if swapped and site.random is not None and site.random(module):
+            self._random_states[module] = RandomState.capture(next(iter(swapped.values())).device)
         owner = self._owner(module) if site.bare else None
         for name, parameter in swapped.items():
             stand_in = parameter.detach()
             if owner is not None:
                 stand_in = BareParameter.wrap(stand_in, Expression(source=site.prefix + name), owner)
             _put(module, name, stand_in)
-        if any(isinstance(t, BareParameter) for t in tensors_in((args, kwargs))):
+        if self._follows and any(isinstance(t, BareParameter) for t in tensors_in((args, kwargs))):
             return map_tensors((args, kwargs), lambda t: t.tapped() if isinstance(t, BareParameter) else t)
         return None
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if self._paused or not self._swapped.get(module):
             return None
-        swapped = self._swapped[module].pop()
+        swapped, random_state = self._swapped[module].pop(), self._random_states.pop(module, None)
         for name, parameter in swapped.items():
             _put(module, name, parameter)
         site = self._site(module)
         if output is None or not swapped or site.bare:
             return None
-        self._refuse_output(module, output)
-        tensors = [t for t in tensors_in(output) if t.is_floating_point()]
+        if type(output) is Tensor and output.is_floating_point():
+            tensors = [output]
+        else:
+            self._refuse_output(module, output)
+            tensors = [t for t in tensors_in(output) if t.is_floating_point()]
         if not tensors:
             return None
-        inputs = map_tensors((args, kwargs), lambda t: t.detach())
-        tapped = self._tap(Record(site.label, module, swapped, inputs, (), (), site.rule), tensors)
+        if _is_plain(args, kwargs):  # most calls: without a walk through nested containers
+            inputs: Any = ((args[0].detach(),), {})
+        else:
+            inputs = map_tensors((args, kwargs), lambda t: t.detach())
+        record = Record(site.label, module, swapped, inputs, (), (), site.rule, None, site.rows, random_state)
+        tapped = self._tap(record, tensors)
         if tensors[0] is output:
             return tapped[0]
         replaced = dict(zip(map(id, tensors), tapped, strict=True))
@@ -249,8 +285,10 @@ class Taps:
         return Owner(tap, constants)
 
     def _tap(self, record: Record, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        self.uses.update(record.trainable.values())
-        self._recorded += nbytes(*tensors_in(record.inputs))
+        for parameter in record.trainable.values():
+            self.uses[parameter] += 1
+        plain = record.mixed is None and _is_plain(*record.inputs)
+        self._recorded += nbytes(record.inputs[0][0]) if plain else nbytes(*tensors_in(record.inputs))
         device = outputs[0].device
         if device not in self._anchors:
             self._anchors[device] = torch.zeros((), device=device, requires_grad=True)
@@ -263,6 +301,9 @@ def _put(module: nn.Module, name: str, value: Tensor) -> None:
         path, _, name = name.rpartition(".")
         module = module.get_submodule(path)
     module._parameters[name] = value  # type: ignore[assignment]
+    if isinstance(module, nn.RNNBase) and name in module._flat_weights_names:
+        # Recurrent layers hand a list of their own to the fused function.
+        module._flat_weights[module._flat_weights_names.index(name)] = value
 
 
 def _inert_taps() -> Taps:
@@ -287,6 +328,12 @@ class _Saved:
 
 
 _SAVED = _Saved()
+_PLAIN: Any = ((_SAVED,), {})
+"""The inputs of a call with one tensor and nothing else."""
+
+
+def _is_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return len(args) == 1 and type(args[0]) is Tensor and not kwargs
 
 
 class _Tap(torch.autograd.Function):
@@ -296,15 +343,19 @@ class _Tap(torch.autograd.Function):
     def forward(ctx: Any, taps: Taps, record: Record, anchor: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.taps, ctx.record, ctx.generation, ctx.used = taps, record, taps.generation, False
-        if record.rule is None:
-            # The generic rule compares with the output: a copy, since the network may change it in place.
+        if record.rule is None or record.random_state is not None:
+            # A rule that repeats the call compares with the output: a copy, since the network may change it in place.
             record.outputs = tuple(t.detach().clone() for t in outputs)
         # Saved as autograd saves: freed with the graph, recomputed under activation checkpointing, and guarded by the
         # version counter, which a detached tensor shares with the original. With detached weights nothing else would
         # notice an input that is changed in place after use (x += f(x)).
-        ctx.save_for_backward(*tensors_in((record.inputs, record.outputs)))
-        record.inputs = map_tensors(record.inputs, lambda _: _SAVED)
-        record.outputs = map_tensors(record.outputs, lambda _: _SAVED)
+        if record.mixed is None and not record.outputs and _is_plain(*record.inputs):
+            ctx.save_for_backward(record.inputs[0][0])
+            record.inputs = _PLAIN
+        else:
+            ctx.save_for_backward(*tensors_in((record.inputs, record.outputs)))
+            record.inputs = map_tensors(record.inputs, lambda _: _SAVED)
+            record.outputs = map_tensors(record.outputs, lambda _: _SAVED)
         if record.mixed is not None:
             record.mixed = MixedCall(record.mixed.func, (), {})
         return tuple(t.detach() for t in outputs)
@@ -327,7 +378,8 @@ class _Tap(torch.autograd.Function):
                     "to step (hidden states, memories), and compute the loss afresh in every step."
                 )
             ctx.used = True
-            taps.receive(_completed(record, grads, _saved_tensors(ctx)))
+            record = _completed(record, grads, _saved_tensors(ctx))
+            taps.receive(record.batch_first() if record.module in taps.sequence_first else record)
         return (None, None, None, *grads)
 
 
@@ -345,6 +397,8 @@ def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
 
 
 def _completed(record: Record, grads: tuple[Tensor | None, ...], saved: Sequence[Tensor]) -> Record:
+    if record.inputs is _PLAIN:
+        return replace(record, inputs=((saved[0],), {}), grads=grads)
     tensors = iter(saved)
     inputs, outputs = map_leaves(
         (record.inputs, record.outputs), lambda leaf: next(tensors) if leaf is _SAVED else leaf

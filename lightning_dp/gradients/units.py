@@ -8,6 +8,7 @@ rows are nodes. Every layer rule therefore sees its tensors through a :class:`Un
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,13 +27,18 @@ class UnitMap:
         rows: ``None`` when rows are stored unit by unit, the same number for each (plain batches, augmentations
             and slices folded into axis 0). Otherwise an int64 tensor ``(R,)`` with the unit of every row, in any order
             and of any multiplicity (graphs, patients).
+        terms: an int64 tensor ``(U,)``, how many of the terms that the loss averages (or sums) belong to each unit, where
+            the loss is taken over samples and a unit owns several: its augmentations, a patient's images. ``None``
+            means one term for each unit.
 
     Raises:
-        PrivacyConfigError: if ``num_units < 1`` or ``rows`` holds a unit outside ``[0, num_units)``.
+        PrivacyConfigError: if ``num_units < 1``, ``rows`` holds a unit outside ``[0, num_units)``, or ``terms`` does not
+            fit the units.
     """
 
     num_units: int
     rows: Tensor | None = None
+    terms: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.num_units < 1:
@@ -42,6 +48,27 @@ class UnitMap:
                 raise PrivacyConfigError("UnitMap.rows must be a one-dimensional int64 tensor: the unit of each row")
             if self.rows.numel() and not 0 <= int(self.rows.min()) <= int(self.rows.max()) < self.num_units:
                 raise PrivacyConfigError(f"UnitMap.rows names a unit outside [0, {self.num_units})")
+        if self.terms is not None and (
+            self.terms.shape != (self.num_units,) or self.terms.dtype != torch.int64 or bool((self.terms < 0).any())
+        ):
+            raise PrivacyConfigError(
+                f"UnitMap.terms must be an int64 tensor ({self.num_units},): how many terms of the loss each unit has"
+            )
+
+    def loss_scale(self, reduction: Literal["mean", "sum"]) -> float | Tensor:
+        """The factor that turns a unit's share of the loss into the unit's own loss, the mean over its terms.
+
+        A mean over R terms gives a unit with k of them 1/R of their sum: the factor is R/k. A sum gives the sum: 1/k. So
+        neither the other units, nor how many there are, scale a unit's gradient before it is clipped, and it makes no
+        difference to which of the two the loss is reduced.
+
+        Returns:
+            One factor for all units, or ``(U,)``; 0 for a unit without terms.
+        """
+        if self.terms is None:
+            return float(self.num_units) if reduction == "mean" else 1.0
+        total = float(self.terms.sum()) if reduction == "mean" else 1.0
+        return torch.where(self.terms > 0, total / self.terms.double(), 0.0)
 
     def fold(self, num_rows: int, where: str) -> int:
         """How many rows stand for one batch row in a tensor of ``num_rows`` rows.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,9 @@ from torch.utils.data import Sampler
 
 from lightning_dp.errors import PrivacyConfigError
 from lightning_dp.sampling.samplers import LogicalSampler
+from lightning_dp.sampling.units import UnitRows
 
-__all__ = ("LogicalBatchSampler", "RankDraw", "split_draw")
+__all__ = ("LogicalBatchSampler", "RankDraw", "split_draw", "split_units")
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,21 @@ class RankDraw:
     """One rank's share of one logical step.
 
     Attributes:
-        chunks: physical batches, each a non-empty tuple of global indices.
+        chunks: physical batches, each a non-empty tuple of the data set's indices.
         real: for each chunk, whether its samples were drawn. A chunk that is not real is a *stand-in*: it
             runs through user code so that collectives and logs stay in step over ranks, and must have weight
             exactly 0 in the gradient.
         step: the logical step.
+        rows_per_unit: how many of a chunk's samples, stored unit by unit, each privacy unit owns.
+        rows: for each chunk, the number of samples that each of its units owns; None where all own
+            ``rows_per_unit``.
     """
 
     chunks: tuple[tuple[int, ...], ...]
     real: tuple[bool, ...]
     step: int = 0
+    rows_per_unit: int = 1
+    rows: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -69,12 +75,7 @@ def split_draw(
     Raises:
         PrivacyConfigError: for a rank outside the world, or a physical batch size below 1.
     """
-    if not 0 <= rank < world_size:
-        raise PrivacyConfigError(f"`rank` must lie in [0, {world_size}), got {rank}.")
-    if physical_batch_size is not None and physical_batch_size < 1:
-        raise PrivacyConfigError(
-            f"`physical_batch_size` must be at least 1, or None for no splitting; got {physical_batch_size}."
-        )
+    _check_place(rank, world_size, physical_batch_size)
     largest_share = -(-len(indices) // world_size)
     size = physical_batch_size or max(largest_share, 1)
     count = max(-(-largest_share // size), 1)
@@ -86,6 +87,71 @@ def split_draw(
         real=(True,) * len(chunks) + (False,) * missing,
         step=step,
     )
+
+
+def split_units(
+    units: Sequence[tuple[int, ...]],
+    *,
+    rank: int,
+    world_size: int,
+    physical_batch_size: int | None,
+    stand_in: tuple[int, ...] = (0,),
+    step: int = 0,
+    rows_per_unit: int | None = None,
+) -> RankDraw:
+    """Return rank ``rank``'s share of a draw of units with several rows each, in chunks that fit in memory.
+
+    As `split_draw`, and a unit is never split: its rows stand together in one chunk on one rank. Split over two
+    chunks it would be clipped twice, and count up to 2C.
+
+    Args:
+        units: the rows of every drawn unit; the same on every rank.
+        rank: 0 <= rank < world_size.
+        world_size: number of ranks.
+        physical_batch_size: the most rows in a chunk; a unit with more gets a chunk of its own.
+        stand_in: rows of the unit that fills a missing chunk.
+        step: carried along.
+        rows_per_unit: how many rows every unit has, if all have the same number.
+
+    Raises:
+        PrivacyConfigError: for a rank outside the world, or a physical batch size below 1.
+    """
+    _check_place(rank, world_size, physical_batch_size)
+    shares = [_pack(units[other::world_size], physical_batch_size) for other in range(world_size)]
+    mine = shares[rank]
+    absent = max(1, *(len(share) for share in shares)) - len(mine)
+    filled = [*mine, *[[stand_in]] * absent]
+    return RankDraw(
+        chunks=tuple(tuple(row for unit in chunk for row in unit) for chunk in filled),
+        real=(True,) * len(mine) + (False,) * absent,
+        step=step,
+        rows_per_unit=rows_per_unit or 1,
+        rows=None if rows_per_unit else tuple(tuple(len(unit) for unit in chunk) for chunk in filled),
+    )
+
+
+def _check_place(rank: int, world_size: int, physical_batch_size: int | None) -> None:
+    if not 0 <= rank < world_size:
+        raise PrivacyConfigError(f"`rank` must lie in [0, {world_size}), got {rank}.")
+    if physical_batch_size is not None and physical_batch_size < 1:
+        raise PrivacyConfigError(
+            f"`physical_batch_size` must be at least 1, or None for no splitting; got {physical_batch_size}."
+        )
+
+
+def _pack(units: Sequence[tuple[int, ...]], most: int | None) -> list[list[tuple[int, ...]]]:
+    """Whole units, in order, into as few chunks of at most ``most`` rows as that allows."""
+    if most is None:
+        return [list(units)] if units else []
+    chunks: list[list[tuple[int, ...]]] = []
+    room = 0
+    for unit in units:
+        if not chunks or len(unit) > room:
+            chunks.append([])
+            room = most
+        chunks[-1].append(unit)
+        room -= len(unit)
+    return chunks
 
 
 class LogicalBatchSampler(Sampler[RankDraw]):
@@ -101,6 +167,7 @@ class LogicalBatchSampler(Sampler[RankDraw]):
         world_size: number of processes.
         physical_batch_size: the most samples a rank holds at once; None for no splitting.
         position: returns the number of logical steps taken so far in the whole run.
+        rows: which rows a drawn unit brings along; None where a unit is a sample.
     """
 
     def __init__(
@@ -110,6 +177,7 @@ class LogicalBatchSampler(Sampler[RankDraw]):
         world_size: int,
         physical_batch_size: int | None,
         position: Callable[[], int],
+        rows: UnitRows | None = None,
     ) -> None:
         super().__init__()
         self.sampler = sampler
@@ -117,6 +185,7 @@ class LogicalBatchSampler(Sampler[RankDraw]):
         self.world_size = world_size
         self.physical_batch_size = physical_batch_size
         self.position = position
+        self.rows = rows
 
     def __len__(self) -> int:
         return self.sampler.steps_per_epoch
@@ -127,8 +196,19 @@ class LogicalBatchSampler(Sampler[RankDraw]):
 
     def rank_draw(self, step: int) -> RankDraw:
         """Return this rank's share of logical step ``step``."""
+        drawn = self.sampler.draw(step)
+        if self.rows is not None:
+            return split_units(
+                self.rows.choose(drawn, step),
+                rank=self.rank,
+                world_size=self.world_size,
+                physical_batch_size=self.physical_batch_size,
+                stand_in=(0,) * (self.rows.rows_per_unit or 1),
+                step=step,
+                rows_per_unit=self.rows.rows_per_unit,
+            )
         return split_draw(
-            self.sampler.draw(step),
+            drawn,
             rank=self.rank,
             world_size=self.world_size,
             physical_batch_size=self.physical_batch_size,

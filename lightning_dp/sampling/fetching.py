@@ -34,12 +34,16 @@ class LogicalBatch(NamedTuple):
         sizes: samples in each physical batch.
         real: whether each physical batch was drawn (False: a stand-in of weight 0).
         batches: what the user's collate function returned for each chunk, at least one.
+        rows_per_unit: as in `RankDraw`.
+        rows: as in `RankDraw`.
     """
 
     step: int
     sizes: tuple[int, ...]
     real: tuple[bool, ...]
     batches: list[Any]
+    rows_per_unit: int = 1
+    rows: tuple[tuple[int, ...], ...] | None = None
 
 
 class LogicalDataset(Dataset[FetchedDraw]):
@@ -89,4 +93,4 @@ class LogicalCollate:
         """Collates each chunk by itself; never an empty one."""
         draw: RankDraw = fetched.draw
         batches = [self.collate_fn(chunk) for chunk in fetched.samples]
-        return LogicalBatch(draw.step, draw.sizes, draw.real, batches)
+        return LogicalBatch(draw.step, draw.sizes, draw.real, batches, draw.rows_per_unit, draw.rows)

@@ -26,12 +26,17 @@ class LogicalStep:
         real: whether each physical batch was drawn; a stand-in (False) must have weight 0 in the gradient.
         rest: the physical batches after the yielded one, as the user's collate function made them (on the
             CPU).
+        rows_per_unit: how many samples of a physical batch, stored unit by unit, each privacy unit owns.
+        rows: for each physical batch, the number of samples that each of its units owns; None where all own
+            ``rows_per_unit``.
     """
 
     step: int
     sizes: tuple[int, ...]
     real: tuple[bool, ...]
     rest: list[Any]
+    rows_per_unit: int = 1
+    rows: tuple[tuple[int, ...], ...] | None = None
 
 
 class _FirstBatches(Iterator[Any]):
@@ -44,7 +49,8 @@ class _FirstBatches(Iterator[Any]):
     def __next__(self) -> Any:
         batch = next(self._logical)
         first, *rest = batch.batches
-        self.queue.append(LogicalStep(batch.step, batch.sizes, batch.real, rest))
+        step = LogicalStep(batch.step, batch.sizes, batch.real, rest, batch.rows_per_unit, batch.rows)
+        self.queue.append(step)
         return first
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -24,8 +24,11 @@ from lightning_dp.gradients import AdaptiveThreshold, Clipping, GradientEngine, 
 from lightning_dp.sampling import (
     LogicalSampler,
     PoissonSampler,
+    PrivacyUnit,
     PrivateDataLoader,
     ShuffleSampler,
+    TruncatedPoissonSampler,
+    UnitRows,
     build_private_loader,
     key_from_seed,
     loader_batch_size,
@@ -57,14 +60,16 @@ class PrivateTrainingStrategy(ProcessStrategy):
         mechanism: its name in reports.
         budget: eps or noise, and the ledger.
         clipping: the bound on each sample's gradient, and with it the noise's scale.
-        sampling: ``"poisson"`` or ``"shuffle"``.
-        physical_batch_size: the most samples that a device holds at once.
+        sampling: ``"poisson"``, ``"truncated_poisson"`` or ``"shuffle"``.
+        physical_batch_size: the most samples that a device holds at once; a unit with more is held alone.
         loss_reduction: whether ``training_step`` returns a mean or a sum.
         self_check: compare with plain PyTorch before the first step.
         seed: for tests only.
         max_grad_norm_schedule: factors on the bound, step by step.
         post_processing: names of what is trained without noise under manual optimisation.
         processes: Lightning's own arguments.
+        unit: what is protected as a whole, and how much of it a step uses.
+        max_batch_size: the most units in a step, for truncated Poisson sampling.
     """
 
     def __init__(
@@ -81,10 +86,18 @@ class PrivateTrainingStrategy(ProcessStrategy):
         processes: Processes,
         max_grad_norm_schedule: Schedule | None = None,
         post_processing: Sequence[str] = (),
+        unit: PrivacyUnit | None = None,
+        max_batch_size: int | None = None,
     ) -> None:
         super().__init__(processes)
-        if sampling not in ("poisson", "shuffle"):
-            raise PrivacyConfigError(f"unknown sampling {sampling!r}; choose 'poisson' or 'shuffle'")
+        if sampling not in get_args(Sampling):
+            raise PrivacyConfigError(f"unknown sampling {sampling!r}; choose one of {get_args(Sampling)}")
+        if (sampling == "truncated_poisson") != (max_batch_size is not None):
+            raise PrivacyConfigError(
+                f"sampling={sampling!r} with max_batch_size={max_batch_size!r}: sampling='truncated_poisson' cuts draws at "
+                "max_batch_size, so give both or neither. To fit a batch into memory without cutting it, use "
+                "physical_batch_size."
+            )
         whole = isinstance(physical_batch_size, int) and not isinstance(physical_batch_size, bool)
         if physical_batch_size is not None and not (whole and physical_batch_size >= 1):
             raise PrivacyConfigError(
@@ -96,6 +109,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         self._threshold = clipping if isinstance(clipping, AdaptiveThreshold) else None
         self._clipping = clipping.clipping if isinstance(clipping, AdaptiveThreshold) else clipping
         self._sampling, self._physical_batch_size = sampling, physical_batch_size
+        self._max_batch_size = max_batch_size
         self._loss_reduction: LossReduction = loss_reduction
         self._self_check, self._seed = self_check, seed
         self._bound_schedule = max_grad_norm_schedule
@@ -114,6 +128,9 @@ class PrivateTrainingStrategy(ProcessStrategy):
             )
         self._post_processing = (post_processing,) if isinstance(post_processing, str) else tuple(post_processing)
         self._manual: ManualOptimization | None = None
+        self._unit = PrivacyUnit() if unit is None else unit
+        self._budget.unit = self._unit.name
+        self._rows: UnitRows | None = None
         self._key: bytes | None = None
         self._position = 0
         self._sampler: LogicalSampler | None = None
@@ -180,6 +197,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             noise_multiplier_schedule=None if self._budget.schedule is None else str(self._budget.schedule),
             max_grad_norm_schedule=None if self._bound_schedule is None else str(self._bound_schedule),
             post_processing=", ".join(self._post_processing) or None,
+            unit=self._unit.name,
         )
 
     # --- hooks, in the order in which Lightning calls them ------------------------------------------------------------
@@ -235,6 +253,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             world_size=self.world_size,
             physical_batch_size=self._physical_batch_size,
             position=lambda: self._position,
+            rows=self._rows,
         )
         return self._loader
 
@@ -253,6 +272,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
                 run_step=self._run_user_step,
                 transfer=self._transfer,
                 loss_reduction=self._loss_reduction,
+                rows=self._rows,
             )
         if self._self_check and self._manual is not None:
             assert self._loader is not None
@@ -264,6 +284,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
                 run_step=self._run_user_step,
                 transfer=self._transfer,
                 loss_reduction=self._loss_reduction,
+                rows=self._rows,
             )
         self._engine = GradientEngine(
             module,
@@ -326,8 +347,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
         if self._manual is not None:
             plain = partial(super().backward, closure_loss, optimizer, *args, **kwargs)
             return self._manual.backward(closure_loss, self._step, self._running_engine, plain)
-        size, weights = self._step.enter_backward()
-        with self._running_engine.recording(size, weights):
+        units, weights = self._step.enter_backward()
+        with self._running_engine.recording(units, weights):
             return super().backward(closure_loss, optimizer, *args, **kwargs)
 
     @override
@@ -471,16 +492,26 @@ class PrivateTrainingStrategy(ProcessStrategy):
         return config.gradient_noise_multiplier(self._budget.noise_multiplier, batch_size)
 
     def _make_sampler(self, dataloader: Any) -> LogicalSampler:
-        n, batch_size = len(dataloader.dataset), loader_batch_size(dataloader)
-        if batch_size > n:
-            rank_zero_warn(
-                f"batch size {batch_size} exceeds the {n} training samples: every sample takes part in every step.",
-                category=PrivacyWarning,
-            )
         if self._key is None:
             # One key for all ranks, so that they agree on a draw without exchanging it; from the operating system.
             key = new_key() if self._seed is None else key_from_seed(self._seed)
             self._key = self.broadcast(key)
+        self._rows = self._unit.rows_of(dataloader.dataset, self._key)
+        if self._rows is not None and self.broadcast(self._rows.digest()) != self._rows.digest():
+            raise PrivacyConfigError(
+                "the processes disagree on which samples belong to which unit, so each would draw batches of its own. Make "
+                "the training data set, its order and its ids the same everywhere: split it with a fixed seed, for example."
+            )
+        n = len(dataloader.dataset) if self._rows is None else self._rows.num_units
+        batch_size = loader_batch_size(dataloader)
+        if batch_size > n:
+            what = "samples" if self._unit.ids is None else f"units ({self._unit.name}), and counts units"
+            rank_zero_warn(
+                f"batch size {batch_size} exceeds the {n} training {what}: every one takes part in every step.",
+                category=PrivacyWarning,
+            )
+        if self._max_batch_size is not None:
+            return TruncatedPoissonSampler(n, min(batch_size, n), self._key, self._max_batch_size)
         kind = PoissonSampler if self._sampling == "poisson" else ShuffleSampler
         return kind(n, min(batch_size, n), self._key)
 

@@ -76,6 +76,8 @@ class Budget:
         get_accountant(accountant)
         self.eps, self.accountant, self.schedule = eps, accountant, schedule
         self.ledger = PrivacyLedger()
+        self.unit = "sample"
+        """What the ledger counts: the unit that is added or removed."""
         self._delta, self._noise_multiplier = delta, noise_multiplier
         self._sampler: AccountedSampler | None = None
         self._event: GaussianEvent | None = None
@@ -168,6 +170,7 @@ class Budget:
         if self.schedule is not None:
             self._check_schedule(sampler, start)
         spent = self.ledger.entries
+        _check_tail(sampler.event(1.0), planned, self._delta, n)
         calibrating = self._noise_multiplier is None
         if self._noise_multiplier is None:
             assert self.eps is not None
@@ -184,6 +187,7 @@ class Budget:
                 steps=max(1, planned),
                 accountant=self.accountant,
                 sampling=template.sampling,
+                tail=template.tail,
                 spent=spent,
                 factors=None if self.schedule is None else self._factors(start, max(1, planned)),
             )
@@ -241,7 +245,7 @@ class Budget:
     def spent(self) -> PrivacySpent:
         """Everything spent so far, by the chosen accountant. Raises PrivacyError if that is not known."""
         self._check_complete()
-        return privacy_spent(self.ledger.entries, self.delta, self.accountant)
+        return privacy_spent(self.ledger.entries, self.delta, self.accountant, self.unit)
 
     def ledger_is_incomplete(self) -> None:
         """Remembers that processes ended without reporting what they had spent: no eps is quoted from here on."""
@@ -255,10 +259,24 @@ class Budget:
             "delta": self._delta,
             "noise_multiplier": self._noise_multiplier,
             "accountant": self.accountant,
+            "unit": self.unit,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Adds what a checkpoint has spent; nothing is ever lowered. Calibrated noise is taken over, if still open."""
+        """Adds what a checkpoint has spent; nothing is ever lowered. Calibrated noise is taken over, if still open.
+
+        Raises:
+            PrivacyError: if the checkpoint's spending protects another unit: steps that protect samples say nothing about
+                all samples of a patient, and steps that protect patients bound a single sample by twice as much.
+        """
+        unit, theirs = state.get("unit", "sample"), PrivacyLedger()
+        theirs.merge(state["ledger"])
+        if unit != self.unit and theirs.entries:
+            raise PrivacyError(
+                f"the checkpoint's privacy was spent on units called {unit!r}, this strategy protects {self.unit!r}: the two "
+                "do not add up to one eps. Resume with the same DPStrategy(unit=...), named in the same way, or start "
+                "from untrained weights."
+            )
         self.ledger.merge(state["ledger"])
         if self._noise_multiplier is None and state["eps"] == self.eps and self._delta in (None, state["delta"]):
             self._noise_multiplier = state["noise_multiplier"]
@@ -327,6 +345,19 @@ def _check(eps: float | None, delta: float | None, noise_multiplier: float | Non
         raise PrivacyConfigError(f"delta={delta!r} must lie strictly between 0 and 1; None means 1/(10 n)")
     if noise_multiplier is not None and not (_is_number(noise_multiplier) and 0 <= noise_multiplier < math.inf):
         raise PrivacyConfigError(f"noise_multiplier={noise_multiplier!r} must be a finite number >= 0")
+
+
+def _check_tail(event: GaussianEvent, planned: int, delta: float, n: int) -> None:
+    """Draws that are cut too often cost more delta than there is; says how large the cap must be."""
+    if event.tail * planned < delta:
+        return
+    expected, load = event.sample_rate * n, math.log(100 * planned / delta)
+    enough = math.ceil(expected + load / 3 + math.sqrt(load * load / 9 + 2 * expected * load))  # Bernstein's inequality
+    raise PrivacyConfigError(
+        f"the chance that one of {planned} batches has to be cut at max_batch_size is {min(1.0, event.tail * planned):.3g}, "
+        f"and delta={delta:g} must cover it: no noise makes up for that. Use max_batch_size={enough} (then eps does not "
+        "notice), or sampling='poisson' with a physical_batch_size."
+    )
 
 
 def _is_number(value: object) -> bool:

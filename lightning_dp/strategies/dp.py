@@ -16,6 +16,7 @@ from lightning_dp.accounting.accountants import AccountantName
 from lightning_dp.accounting.events import Sampling
 from lightning_dp.errors import PrivacyConfigError
 from lightning_dp.gradients import AdaptiveClipping, AdaptiveThreshold, Clipping, ClippingName, LossReduction
+from lightning_dp.sampling import PrivacyUnit, UnitIds
 from lightning_dp.strategies.base import PrivateTrainingStrategy
 from lightning_dp.strategies.budget import Budget
 from lightning_dp.strategies.processes import Processes, StartMethod
@@ -27,15 +28,16 @@ class DPStrategy(PrivateTrainingStrategy):
     """Trains any LightningModule by DP-SGD, on one device or on several, without changing it.
 
     **Guarantee**: the sequence of parameters, and everything computed from it, is (eps, delta)-differentially private
-    under adding or removing one sample of the training set, with eps as :meth:`privacy_spent` reports: each step is a
-    Poisson-subsampled Gaussian mechanism (Abadi et al. 2016, arXiv 1607.00133) that is charged to an append-only ledger
-    before its gradient exists. What the guarantee does not cover is listed by the
-    :class:`~lightning_dp.callbacks.PrivacyAccountant` callback and in the documentation: above all, training losses
-    that the module logs, held-out data, and the choice of hyper-parameters.
+    under adding or removing one unit of the training set (a sample, or all samples of one ``unit`` id), with eps as
+    :meth:`privacy_spent` reports: each step is a Poisson-subsampled Gaussian mechanism (Abadi et al. 2016,
+    arXiv 1607.00133) that is charged to an append-only ledger before its gradient exists. What the guarantee does not
+    cover is listed by the :class:`~lightning_dp.callbacks.PrivacyAccountant` callback and in the documentation: above
+    all, training losses that the module logs, held-out data, and the choice of hyper-parameters.
 
-    The DataLoader's batch size is the *expected* batch size B of one step over **all** ranks together, so that the
-    guarantee does not depend on the hardware; the sampling rate is B/n. One Lightning batch is one step, also when it is
-    split to fit memory, so schedulers, ``max_steps`` and progress bars keep their meaning.
+    The DataLoader's batch size is the *expected* number B of units in one step over **all** ranks together, so that the
+    guarantee does not depend on the hardware; with n units in the training set the sampling rate is B/n. One Lightning
+    batch is one step, also when it is split to fit memory, so schedulers, ``max_steps`` and progress bars keep their
+    meaning.
 
     Args:
         eps: the privacy budget. The noise is calibrated to it for the planned number of steps, and the step that would
@@ -43,20 +45,33 @@ class DPStrategy(PrivateTrainingStrategy):
         delta: the additive slack of (eps, delta)-differential privacy; ``None`` means 1/(10 n).
         noise_multiplier: noise standard deviation over ``max_grad_norm``; eps is then reported. 0 trains with clipping
             only: **not private**, eps = inf.
-        max_grad_norm: clipping bound C on each sample's gradient norm. With ``clipping="per_layer"`` also a mapping from
+        max_grad_norm: clipping bound C on each unit's gradient norm. With ``clipping="per_layer"`` also a mapping from
             names of modules or parameters (patterns with ``*`` too) to bounds; C is then the root of the sum of squares.
         accountant: ``"pld"`` (tight), ``"rdp"`` or ``"prv"``.
         noise_multiplier_schedule: factors on ``noise_multiplier`` (given or calibrated) that depend on the step alone, such as
             :class:`~lightning_dp.accounting.LinearSchedule`; every step is charged with the noise that it has.
         max_grad_norm_schedule: the same for ``max_grad_norm``. The noise, which is a multiple of it, moves along.
-        sampling: ``"poisson"``, or ``"shuffle"`` for shuffled batches accounted without amplification (a much larger eps).
+        sampling: ``"poisson"``; ``"truncated_poisson"``, which cuts draws at ``max_batch_size``; or ``"shuffle"`` for
+            shuffled batches accounted without amplification (a much larger eps).
         clipping: ``"flat"``, ``"per_layer"``, ``"automatic"``, or ``"adaptive"`` for a bound that starts at ``max_grad_norm``
             and follows a quantile of the gradient norms; :class:`~lightning_dp.gradients.AdaptiveClipping` sets which.
-        physical_batch_size: the most samples that a device holds at once; ``None`` does not split.
+        max_batch_size: the most units in a step over all ranks, for ``sampling="truncated_poisson"``: a hard bound on
+            the cost of a step. The chance that a draw is cut is part of delta; too small a value is refused.
+        physical_batch_size: the most samples that a device holds at once, copies included; ``None`` does not split. A unit
+            is never split: one with more samples is held alone.
+        unit: whose each sample is, where a person owns several: the name of an attribute of the training data set that
+            holds one id for each sample (looked up through ``Subset`` and ``ConcatDataset``), a function that returns
+            the ids of a data set, or the ids. The guarantee then covers everything of one id, and n, B and delta count
+            ids. ``None``: every sample is a unit.
+        max_rows_per_unit: the most samples of a unit in one step, chosen afresh each time; ``None`` takes all.
+        augmentation_multiplicity: K: each drawn sample is asked for K times, so that random transforms differ, and the
+            K gradients are averaged before clipping (De et al. 2022, arXiv 2204.13650). Costs K times the computation
+            and no privacy.
         post_processing: with manual optimisation, names of the modules or parameters (patterns with ``*`` too) that are trained
             without noise, because their loss uses private data through the private parameters alone: a generator, say.
             **You declare it**; the self-check compares their gradients on different batches, and every report names them.
-        loss_reduction: whether ``training_step`` returns the ``"mean"`` or the ``"sum"`` of the samples' losses.
+        loss_reduction: whether ``training_step`` returns the ``"mean"`` or the ``"sum"`` of the samples' losses. A unit's
+            own loss is the mean over its samples in either case.
         self_check: compare the engine with plain PyTorch on a few samples before the first step.
         seed: **for tests only**: fixes noise and sampling. Whoever knows it can subtract the noise.
         accelerator: as in Lightning's strategies; normally set by the Trainer.
@@ -89,7 +104,11 @@ class DPStrategy(PrivateTrainingStrategy):
         max_grad_norm_schedule: Schedule | None = None,
         sampling: Sampling = "poisson",
         clipping: ClippingName | Literal["adaptive"] | AdaptiveClipping = "flat",
+        max_batch_size: int | None = None,
         physical_batch_size: int | None = None,
+        unit: UnitIds | None = None,
+        max_rows_per_unit: int | None = None,
+        augmentation_multiplicity: int = 1,
         post_processing: Sequence[str] = (),
         loss_reduction: LossReduction = "mean",
         self_check: bool = True,
@@ -124,6 +143,8 @@ class DPStrategy(PrivateTrainingStrategy):
             ),
             max_grad_norm_schedule=max_grad_norm_schedule,
             post_processing=post_processing,
+            unit=PrivacyUnit(unit, max_rows_per_unit, augmentation_multiplicity),
+            max_batch_size=max_batch_size,
         )
 
 

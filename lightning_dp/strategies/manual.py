@@ -144,9 +144,8 @@ class ManualOptimization:
 
             def public_closure() -> Any:
                 output = closure()
-                for parameter in parameters_of(optimizer):
-                    if parameter.grad is not None and shard[1] > 1:
-                        parameter.grad = reduce(parameter.grad) / shard[1]  # ranks must keep equal parameters
+                if shard[1] > 1:
+                    _average(optimizer, reduce, shard[1])
                 return output
 
             return take(public_closure)
@@ -185,8 +184,16 @@ class ManualOptimization:
             self._stepping = None
 
 
+def _average(optimizer: Optimizer, reduce: Callable[[Tensor], Tensor], world_size: int) -> None:
+    """The mean of a public gradient over ranks, which must keep equal parameters; in an order that all ranks share."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad = reduce(parameter.grad.contiguous()) / world_size
+
+
 def parameters_of(optimizer: Any) -> frozenset[nn.Parameter]:
-    """All parameters of an optimizer."""
+    """All parameters of an optimizer, as a set: in no order that two processes would agree on."""
     return frozenset(p for group in optimizer.param_groups for p in group["params"])
 
 

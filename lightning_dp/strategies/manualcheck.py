@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients import LossReduction
+from lightning_dp.sampling import UnitRows
 from lightning_dp.strategies.manual import parameters_of, reaches
 from lightning_dp.strategies.selfcheck import check_module, muted_copy
 
@@ -37,6 +38,7 @@ def check_manual_module(
     run_step: Step,
     transfer: Callable[[Any], Any],
     loss_reduction: LossReduction,
+    rows: UnitRows | None = None,
 ) -> None:
     """Runs the checks.
 
@@ -48,6 +50,7 @@ def check_manual_module(
         run_step: runs ``training_step`` in the precision of the run.
         transfer: moves a batch to the device through the user's hooks.
         loss_reduction: as given to the strategy.
+        rows: which samples each unit owns; ``None`` where a unit is a sample.
 
     Raises:
         PrivacyError: naming what is wrong, and the fix.
@@ -70,6 +73,7 @@ def check_manual_module(
             run_step=one_loss,
             transfer=transfer,
             loss_reduction=loss_reduction,
+            rows=rows,
         )
 
 

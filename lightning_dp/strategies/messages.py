@@ -10,10 +10,11 @@ __all__ = ("announcement", "budget_is_spent", "not_private", "plan_exceeds_budge
 def announcement(settings: PrivacySettings, world_size: int, planned_steps: float) -> str:
     """The line at the start of training: everything that eps means, in one place."""
     s = settings
+    units = "samples" if s.unit == "sample" else f"units ({s.unit})"
     budget = "reports eps" if s.eps is None else f"eps <= {s.eps:g}"
     return (
         f"Differential privacy: {budget} at delta={s.delta:g}, {s.relation.replace('_', '-')}; {s.sampling} sampling of "
-        f"{s.dataset_size} samples, expected batch size {s.expected_batch_size} over {world_size} process(es), "
+        f"{s.dataset_size} {units}, expected batch size {s.expected_batch_size} over {world_size} process(es), "
         f"{planned_steps:g} steps planned; noise multiplier {s.noise_multiplier:.4g}{_gradients(s)}, {s.clipping} clipping "
         f"{'from' if s.clipping == 'adaptive' else 'at'} {s.max_grad_norm:g}; accountant {s.accountant}.{_schedules(s)}"
         f"{_post_processing(s)}"
@@ -66,7 +67,7 @@ def not_private(settings: PrivacySettings, seed: int | None) -> list[str]:
 
 def plan_exceeds_budget(settings: PrivacySettings, uncovered: int) -> str:
     """Warning at the start of a run that the budget will end before the plan does."""
-    what = "steps" if settings.sampling == "poisson" else "passes"
+    what = "passes" if settings.sampling == "shuffle" else "steps"
     return (
         f"The budget eps={settings.eps:g} does not cover the last {uncovered} of the planned {what}: the noise was calibrated "
         "to fewer. Training stops when the budget is spent. Plan all steps from the start, or give a larger eps."

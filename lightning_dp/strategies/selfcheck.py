@@ -22,12 +22,25 @@ from torch import Tensor
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients import Clipping, GradientEngine, LossReduction
 from lightning_dp.gradients.bare import tensors_in
+from lightning_dp.sampling import UnitRows
+from lightning_dp.strategies.step import unit_map
 
 __all__ = ("check_module", "muted_copy")
 
 TOLERANCE = 1e-2  # of the larger gradient's norm; a coupling or a wrong rule errs by far more, rounding by far less
 LOW_PRECISION_TOLERANCE = 1e-1  # bfloat16 keeps 8 bits
 UNCLIPPED = 1e30
+
+COUPLED = (
+    "the gradient of one sample changes by {error:.1%} when the other samples of its batch change, so clipping it bounds "
+    "nothing. Something couples the samples: a normalisation over the batch, a contrastive or ranking loss, a mean over "
+    "valid tokens, class weights taken from the batch. Make the loss a mean over samples of terms that depend on one "
+    "sample each."
+)
+NOT_ALONE = (
+    "the gradient of one sample alone and beside others differs by {error:.1%}: the loss couples the samples of a batch or "
+    "depends on how many there are. Make it a mean over samples of terms that depend on one sample each."
+)
 
 Step = Callable[[LightningModule, Any], Any]
 
@@ -40,16 +53,18 @@ def check_module(
     run_step: Step,
     transfer: Callable[[Any], Any],
     loss_reduction: LossReduction,
+    rows: UnitRows | None = None,
 ) -> None:
     """Runs the three checks.
 
     Args:
         module: left untouched; a deep copy is trained on.
         dataset: where the samples come from.
-        collate: makes batches of one to three of them.
+        collate: makes batches of a few of them.
         run_step: runs ``training_step`` in the precision of the run.
         transfer: moves a batch to the device through the user's hooks.
         loss_reduction: as given to the strategy.
+        rows: which samples each unit owns; ``None`` where a unit is a sample.
 
     Raises:
         PrivacyError: naming the module or the layer, and the fix.
@@ -58,9 +73,11 @@ def check_module(
     # Loading and transforming samples draws random numbers too: the user's streams go on as if no check had run.
     with isolate_rng(include_cuda=module.device.type == "cuda"):
         # Spread over the data set: in one that is sorted by class, the first samples are too alike to show a coupling.
-        n = len(dataset)
-        samples = [dataset[i] for i in sorted({i * (n - 1) // 4 for i in range(5)})]
-        check = _Checks(twin, samples, collate, run_step, transfer, loss_reduction)
+        n = len(dataset) if rows is None else rows.num_units
+        chosen = sorted({i * (n - 1) // 4 for i in range(5)})
+        owned = [(unit,) for unit in chosen] if rows is None else _some_rows(rows, chosen)
+        units = [[dataset[i] for i in indices] for indices in owned]
+        check = _Checks(twin, units, collate, run_step, transfer, loss_reduction)
         check.state_is_not_written()
         check.engine_matches_plain_backward()
         check.units_are_independent()
@@ -70,13 +87,13 @@ class _Checks:
     def __init__(
         self,
         module: LightningModule,
-        samples: Sequence[Any],
+        units: Sequence[Sequence[Any]],
         collate: Callable[[list[Any]], Any],
         run_step: Step,
         transfer: Callable[[Any], Any],
         loss_reduction: LossReduction,
     ) -> None:
-        self.module, self.samples, self.collate = module, samples, collate
+        self.module, self.units, self.collate = module, units, collate
         self.run_step, self.transfer, self.loss_reduction = run_step, transfer, loss_reduction
         low = module.trainer.precision == "bf16-mixed"
         self.tolerance = LOW_PRECISION_TOLERANCE if low else TOLERANCE
@@ -84,13 +101,13 @@ class _Checks:
     def state_is_not_written(self) -> None:
         """(b) Buffers and parameters after a step may depend on how often it ran, not on the samples that it saw."""
         before = self._state()
-        self.loss([0, len(self.samples) - 1])
+        self.loss([0, len(self.units) - 1])
         after = self._state()
         written = [name for name, value in after.items() if name in before and not torch.equal(value, before[name])]
         if not written:
             return
         self._restore(before)
-        self.loss([len(self.samples) // 2] * 2)
+        self.loss([len(self.units) // 2] * 2)
         other = self._state()
         private = [name for name in written if not torch.equal(other[name], after[name])]
         if private:
@@ -103,12 +120,14 @@ class _Checks:
 
     def engine_matches_plain_backward(self) -> None:
         """(c) The sum of the engine's gradients over two units is what plain PyTorch computes for the batch."""
-        rows = [0, len(self.samples) - 1]
-        plain = self.plain_gradient(rows)
-        scale = len(rows) if self.loss_reduction == "mean" else 1
+        units = [0, len(self.units) - 1]
+        counts = [len(self.units[unit]) for unit in units]
+        # A unit's own loss is the mean over its samples: weighted by their number, the units add up to the batch.
+        weights = [count / max(counts) for count in counts]
+        scale = (sum(counts) if self.loss_reduction == "mean" else 1) / max(counts)
         self._compare(
-            self.private_gradient(rows, [1.0] * len(rows)),
-            plain * scale,
+            self.private_gradient(units, weights),
+            self.plain_gradient(units) * scale,
             "the engine's gradient differs from plain PyTorch's by {error:.1%} on the first samples. A layer computes "
             "something other than its class says, or draws random numbers in a way that cannot be repeated. Please "
             "report it with the network; self_check=False would train with wrong clipping.",
@@ -116,19 +135,12 @@ class _Checks:
 
     def units_are_independent(self) -> None:
         """(a) A sample's gradient beside some other samples, beside others, and alone."""
-        last = len(self.samples) - 1
+        last = len(self.units) - 1
         units = sorted({0, last // 2, last})  # several: one may be silent (a padded sample, a saturated loss)
         others = {unit: [i for i in range(last + 1) if i != unit] for unit in units}
         if last >= 3:
             for unit in units:
-                self._compare(
-                    self._one_of(unit, others[unit][:2]),
-                    self._one_of(unit, others[unit][-2:]),
-                    "the gradient of one sample changes by {error:.1%} when the other samples of its batch change, so "
-                    "clipping it bounds nothing. Something couples the samples: a normalisation over the batch, a "
-                    "contrastive or ranking loss, a mean over valid tokens, class weights taken from the batch. Make "
-                    "the loss a mean over samples of terms that depend on one sample each.",
-                )
+                self._compare_beside(unit, others[unit][:2], others[unit][-2:], COUPLED)
         modes = {child: child.training for child in self.module.modules()}
         self.module.eval()  # dropout off: batches of different size draw different masks
         try:
@@ -137,24 +149,22 @@ class _Checks:
             elif last >= 1:
                 # Every sample, beside all others: a loss that selects (hard examples, trimmed means) spares some of them.
                 for unit in range(last + 1):
-                    self._compare_with_alone(unit, [i for i in range(last + 1) if i != unit])
+                    self._compare_beside(unit, [i for i in range(last + 1) if i != unit], [], NOT_ALONE)
         finally:
             for child, training in modes.items():
                 child.training = training
 
-    def _compare_with_alone(self, unit: int, others: Sequence[int]) -> None:
-        alone, beside, size = self._one_of(unit, []), self._one_of(unit, others), 1 + len(others)
-        if _error(beside, alone) <= self.tolerance:
-            return
-        if _error(beside, alone * size) <= self.tolerance or _error(beside, alone / size) <= self.tolerance:
+    def _compare_beside(self, unit: int, some: Sequence[int], others: Sequence[int], message: str) -> None:
+        """A unit's gradient is the same beside some units and beside others, or alone."""
+        one, other = self._one_of(unit, some), self._one_of(unit, others)
+        ratio = self._rows([unit, *some]) / self._rows([unit, *others])
+        rescaled = min(_error(one, other * ratio), _error(one * ratio, other))
+        if ratio != 1 and rescaled <= self.tolerance < _error(one, other):
             raise PrivacyError(self._wrong_reduction())
-        self._compare(
-            beside,
-            alone,
-            "the gradient of one sample alone and beside others differs by {error:.1%}: the loss couples the samples "
-            "of a batch or depends on how many there are. Make it a mean over samples of terms that depend on one sample "
-            "each.",
-        )
+        self._compare(one, other, message)
+
+    def _rows(self, units: Sequence[int]) -> int:
+        return sum(len(self.units[unit]) for unit in units)
 
     def _compare_sizes(self) -> None:
         """Mean or sum, for a step that is always random: by the loss of one sample and of the same three times."""
@@ -175,11 +185,11 @@ class _Checks:
     def _one_of(self, unit: int, others: Sequence[int]) -> Tensor:
         return self.private_gradient([unit, *others], [1.0] + [0.0] * len(others))
 
-    def loss(self, rows: Sequence[int], seed: int = 0) -> Tensor:
+    def loss(self, units: Sequence[int], seed: int = 0) -> Tensor:
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
-        batch = self.transfer(self.collate([self.samples[i] for i in rows]))
+        batch = self.transfer(self.collate([sample for unit in units for sample in self.units[unit]]))
         if batch is None:
             raise PrivacyError(
                 "collate_fn or a batch-transfer hook turned a training batch into None, which skips the step because "
@@ -200,7 +210,10 @@ class _Checks:
             )
         return loss
 
-    def private_gradient(self, rows: Sequence[int], weights: Sequence[float]) -> Tensor:
+    def private_gradient(self, units: Sequence[int], weights: Sequence[float]) -> Tensor:
+        counts = tuple(len(self.units[unit]) for unit in units)
+        same = len({len(samples) for samples in self.units}) == 1
+        owners = unit_map(sum(counts), counts[0] if same else 1, None if same else counts)
         with GradientEngine(
             self.module,
             Clipping(UNCLIPPED),
@@ -208,12 +221,12 @@ class _Checks:
             expected_batch_size=1,
             loss_reduction=self.loss_reduction,
         ) as engine:
-            engine.backward(self.loss(rows), len(rows), torch.tensor(weights))
+            engine.backward(self.loss(units), owners, torch.tensor(weights))
             return torch.cat([g.flatten() for g in engine.clipped_sum()])
 
-    def plain_gradient(self, rows: Sequence[int]) -> Tensor:
+    def plain_gradient(self, units: Sequence[int]) -> Tensor:
         parameters = [p for p in self.module.parameters() if p.requires_grad]
-        grads = torch.autograd.grad(self.loss(rows), parameters, allow_unused=True)
+        grads = torch.autograd.grad(self.loss(units), parameters, allow_unused=True)
         return torch.cat(
             [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)]
         )
@@ -227,7 +240,7 @@ class _Checks:
         """Whether the step draws random numbers even in evaluation mode, so that single runs cannot be compared."""
         first = self.loss([0]).detach()
         torch.rand(7)
-        batch = self.transfer(self.collate([self.samples[0]]))
+        batch = self.transfer(self.collate(list(self.units[0])))
         second = self.run_step(self.module, batch)
         second = second["loss"] if isinstance(second, dict) else second
         return not torch.allclose(first, second.detach(), rtol=1e-3)
@@ -244,6 +257,20 @@ class _Checks:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.module.named_buffers()
         yield from self.module.named_parameters()
+
+
+def _some_rows(rows: UnitRows, units: Sequence[int]) -> list[tuple[int, ...]]:
+    """One or two rows of each unit: of every other one two, where units differ in the run.
+
+    That makes batches of equal size in which a unit is beside others, so that dropout draws the same masks for it.
+    """
+    chosen = rows.choose(np.asarray(units, dtype=np.int64), 0)
+    if rows.rows_per_unit:
+        return [indices[:2] for indices in chosen]
+    for parity in (1, 0):
+        if len(chosen) == 5 and all(len(indices) > 1 for indices in chosen[parity::2]):
+            return [indices[: 1 + (place % 2 == parity)] for place, indices in enumerate(chosen)]
+    return [indices[:1] for indices in chosen]
 
 
 def _error(one: Tensor, other: Tensor) -> float:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from lightning_dp.errors import PrivacyError
+from lightning_dp.gradients import UnitMap
 from lightning_dp.sampling import LogicalStep
 
-__all__ = ("StepUnderWay",)
+__all__ = ("StepUnderWay", "unit_map")
 
 
 class StepUnderWay:
@@ -53,8 +54,8 @@ class StepUnderWay:
         """Turns to physical batch number ``chunk``."""
         self._chunk = chunk
 
-    def enter_backward(self) -> tuple[int, Tensor | None]:
-        """Counts the backward pass of the current physical batch; returns its size and its samples' weights."""
+    def enter_backward(self) -> tuple[UnitMap, Tensor | None]:
+        """Counts the backward pass of the current physical batch; returns whose its samples are, and the units' weights."""
         draw = self.draw
         if self._done != self._chunk:
             raise PrivacyError(
@@ -62,9 +63,9 @@ class StepUnderWay:
                 "optimizer.step(closure=closure), or closure() and then optimizer.step(), in optimizer_step."
             )
         self._done += 1
-        size = draw.sizes[self._chunk]
+        units = unit_map(draw.sizes[self._chunk], draw.rows_per_unit, draw.rows[self._chunk] if draw.rows else None)
         # A stand-in keeps user code, logs and collectives in step on an empty draw; it must weigh exactly nothing.
-        return size, None if draw.real[self._chunk] else torch.zeros(size)
+        return units, None if draw.real[self._chunk] else torch.zeros(units.num_units)
 
     def allow_another_backward(self) -> None:
         """After a release on a draw that may feed several, of one optimizer each."""
@@ -73,3 +74,18 @@ class StepUnderWay:
     def end(self) -> None:
         """Closes the step: its sum is released, or forgotten."""
         self._draw = None
+
+
+def unit_map(size: int, rows_per_unit: int, rows: tuple[int, ...] | None) -> UnitMap:
+    """Whose the samples of one physical batch are, stored unit by unit; the loss is a mean (or sum) over samples.
+
+    Args:
+        size: number of samples.
+        rows_per_unit: how many each unit owns.
+        rows: how many each unit owns where they differ; ``None`` where they do not.
+    """
+    if rows is not None:
+        terms = torch.tensor(rows)
+        return UnitMap(len(rows), torch.arange(len(rows)).repeat_interleave(terms), terms)
+    units = size // rows_per_unit
+    return UnitMap(units, terms=None if rows_per_unit == 1 else torch.full((units,), rows_per_unit))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -158,16 +159,46 @@ class OpacusAttention(nn.Module):
         return self.head(self.body(x, x, x, need_weights=False)[0][:, 0])
 
 
+class Recurrent(nn.Module):
+    """PyTorch's own recurrent layers, time first, with the last states in the output."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.body, self.head = kind(5, 6, 2, bidirectional=True), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, last = self.body(x.transpose(0, 1))
+        return self.head(out[-1]) + (last[0] if isinstance(last, tuple) else last)[0, :, :3]
+
+
 class EncoderDecoder(nn.Module):
     """PyTorch's own transformer, with self- and cross-attention and learned queries."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch_first: bool = True) -> None:
         super().__init__()
-        self.body = nn.Transformer(8, 2, 1, 1, 16, dropout=0.0, batch_first=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="enable_nested_tensor")
+            self.body = nn.Transformer(8, 2, 1, 1, 16, dropout=0.0, batch_first=batch_first)
         self.queries, self.head = nn.Parameter(torch.randn(1, 3, 8)), nn.Linear(24, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x, self.queries.expand(len(x), -1, -1)).flatten(1))
+        if self.body.batch_first:
+            return self.head(self.body(x, self.queries.expand(len(x), -1, -1)).flatten(1))
+        queries = self.queries * torch.tanh(x[:, :3])
+        return self.head(self.body(x.transpose(0, 1), queries.transpose(0, 1)).transpose(0, 1).flatten(1))
+
+
+class Squared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Bilinear(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, torch.tanh(x))
+
+
+def _bag(mode: str) -> Builder:
+    return lambda: (nn.EmbeddingBag(7, 3, mode=mode, padding_idx=0), torch.randint(0, 7, (5, 6)))
 
 
 def _linear(rank: int) -> Builder:
@@ -221,8 +252,14 @@ LAYERS: dict[str, Builder] = {
     "embedding_flat": lambda: (nn.Embedding(7, 3), torch.randint(0, 7, (5,))),
     "generic_functional": lambda: (Functional(), torch.randn(5, 6)),
     "generic_subclass": lambda: (SubclassedLinear(6, 4), torch.randn(5, 6)),
-    "generic_transposed": lambda: (nn.ConvTranspose2d(3, 2, 3, stride=2), torch.randn(4, 3, 5, 5)),
-    "generic_prelu": lambda: (nn.Sequential(nn.PReLU(3), nn.Tanh()), torch.randn(5, 3, 4)),
+    "conv_transpose2d": lambda: (nn.ConvTranspose2d(3, 2, 3, stride=2), torch.randn(4, 3, 5, 5)),
+    "conv_transpose1d": lambda: (
+        nn.ConvTranspose1d(4, 6, 3, 2, 1, output_padding=1, groups=2, dilation=2),
+        torch.randn(5, 4, 6),
+    ),
+    "prelu": lambda: (nn.Sequential(nn.PReLU(3), nn.Tanh()), torch.randn(5, 3, 4)),
+    "bilinear": lambda: (Squared(), torch.randn(5, 4)),
+    **{f"embedding_bag_{mode}": _bag(mode) for mode in ("sum", "mean", "max")},
 }
 
 
@@ -255,5 +292,8 @@ NETWORKS: dict[str, Builder] = {
     "opacus_lstm": lambda: (OpacusRecurrent("DPLSTM"), torch.randn(4, 5, 5)),
     "opacus_gru": lambda: (OpacusRecurrent("DPGRU"), torch.randn(4, 5, 5)),
     "opacus_attention": lambda: (OpacusAttention(), torch.randn(4, 5, 8)),
+    "torch_lstm": lambda: (Recurrent(nn.LSTM), torch.randn(4, 5, 5)),
+    "torch_gru": lambda: (Recurrent(nn.GRU), torch.randn(4, 5, 5)),
     "torch_transformer": lambda: (EncoderDecoder(), torch.randn(4, 5, 8)),
+    "torch_transformer_time_first": lambda: (EncoderDecoder(batch_first=False), torch.randn(4, 5, 8)),
 }

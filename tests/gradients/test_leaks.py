@@ -243,25 +243,6 @@ def test_outputs_that_cannot_be_tapped_are_refused_by_name(
         run(Leaf(function), torch.randn(4, 6), loss)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_multihead_attention_is_right_or_refused(dropout: float) -> None:
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.head = nn.MultiheadAttention(8, 2, dropout, batch_first=True), nn.Linear(8, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.body(x, x, x, need_weights=False)[0])
-
-    torch.manual_seed(0)
-    module, x = Attention(), torch.randn(4, 5, 8)
-    if dropout == 0:
-        assert_right(module, x)
-    else:
-        with pytest.raises(PrivacyError, match=r"body \(MultiheadAttention\)"):
-            run(module, x)
-
-
 class Standardised(nn.Conv2d):
     """Keeps Conv2d's forward and overrides what it delegates to, as weight standardisation does."""
 

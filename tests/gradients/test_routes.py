@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_dp.errors import PrivacyConfigError
 from lightning_dp.gradients import Clipping, ClippingName, GradientEngine, contributions
+from lightning_dp.gradients.contributions import product_sum
 from tests.gradients import networks as net
 from tests.gradients.oracle import clipped_sum, layer_numbers, relative_error, squared_loss, unit_gradients
 
@@ -90,6 +91,32 @@ def test_a_memory_limit_changes_routes_and_not_results(name: str, limit: int) ->
             limited.discard()
             limited.backward(squared_loss(module, x, y), len(x))
             assert relative_error(limited.clipped_sum(), whole) < 1e-5
+
+
+def test_held_gradients_of_two_layers_do_not_meet() -> None:
+    """Two layers of one shape whose gradients are held: buffers that are lent twice would mix them up."""
+    torch.manual_seed(11)
+    module, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), torch.randn(5, 200, 4)
+    y = torch.linspace(-1, 1, 5)
+    truth = clipped_sum(unit_gradients(module, squared_loss, x, y), 0.1, "flat", layer_numbers(module))
+    with GradientEngine(
+        module, Clipping(0.1), noise_multiplier=0, expected_batch_size=1, memory_limit=1 << 30
+    ) as engine:
+        for _ in range(3):
+            engine.discard()
+            engine.backward(squared_loss(module, x, y), 5)
+            assert relative_error(engine.clipped_sum(), truth) < 2e-5
+
+
+def test_cancelling_terms_are_repaired_by_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every unit is doubtful, every norm is the repaired one."""
+    torch.manual_seed(12)
+    module, x, y = nn.Linear(64, 64, bias=False), torch.randn(4, 2, 64), torch.zeros(4)
+    before = engine_sum(module, x, y, Clipping(1e-3))[0]
+    monkeypatch.setattr(product_sum, "CANCELLATION", 1e9)
+    torch.testing.assert_close(engine_sum(module, x, y, Clipping(1e-3))[0], before, rtol=1e-4, atol=1e-8)
+    monkeypatch.setattr(contributions.OuterProduct, "repaired", lambda self, norms: 4 * norms)
+    torch.testing.assert_close(engine_sum(module, x, y, Clipping(1e-3))[0], before / 2, rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 2.5, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from tests.gradients.oracle import clipped_sum, layer_numbers, relative_error, s
 NAMES = [
     "linear_2d", "linear_4d", "linear_wide", "conv1d", "conv2d", "conv2d_groups", "conv3d", "embedding",
     "embedding_padding", "embedding_flat", "layer_norm", "group_norm", "instance_norm2d", "rms_norm",
-    "generic_functional", "generic_subclass", "generic_transposed", "generic_prelu", "cnn", "repeated", "repeated_conv",
+    "generic_functional", "generic_subclass", "conv_transpose2d", "prelu", "bilinear", "embedding_bag_mean",
+    "embedding_bag_max", "cnn", "repeated", "repeated_conv",
     "tied", "tokens", "queries", "windows", "in_place", "weight_norm",
 ]  # fmt: skip
 BUILDERS = {**net.LAYERS, **net.NETWORKS}
@@ -163,6 +165,70 @@ def test_rows_that_cannot_be_shared_out_are_refused(units: UnitMap) -> None:
         units.by_unit(torch.randn(7, 2), "the encoder")
 
 
+# --- a loss over samples, of which a unit owns several ----------------------------------------------------------------
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", ["cnn", "tokens", "generic_functional", "tied", "repeated_conv", "layer_norm"])
+def test_a_loss_over_samples_gives_each_unit_the_mean_of_its_own(name: str, reduction: Literal["mean", "sum"]) -> None:
+    """Against a loop over units, each alone: whoever else is in the batch, and however the loss is reduced."""
+    torch.manual_seed(6)
+    module, like = BUILDERS[name]()
+    parameters = list(module.parameters())
+    for layout, owners in LAYOUTS.items():
+        rows = torch.tensor(owners)
+        count = int(rows.max()) + 1
+        units = UnitMap(count, rows, torch.bincount(rows, minlength=count))
+        x = inputs(like, len(rows))
+        gradients = []
+        for unit in rows.unique():
+            grads = torch.autograd.grad(row_losses(module, x[rows == unit]).mean(), parameters, allow_unused=True)
+            gradients.append([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)])
+        for bound in (0.5, 50.0):
+            with GradientEngine(
+                module, Clipping(bound), noise_multiplier=0.0, expected_batch_size=1, loss_reduction=reduction
+            ) as engine:
+                losses = row_losses(module, x)
+                engine.backward(losses.mean() if reduction == "mean" else losses.sum(), units)
+                truth = clipped_sum(gradients, bound, "flat", layer_numbers(module))
+                assert relative_error(engine.clipped_sum(), truth) < 5e-5, layout
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_copies_of_a_sample_are_averaged(reduction: Literal["mean", "sum"]) -> None:
+    """As many rows for each unit, without a map of rows: the same as with one."""
+    torch.manual_seed(7)
+    module, x = BUILDERS["cnn"]()
+    x, rows, terms = inputs(x, 6), torch.tensor([0, 0, 1, 1, 2, 2]), torch.full((3,), 2)
+    sums = []
+    for units in (UnitMap(3, terms=terms), UnitMap(3, rows, terms)):
+        with GradientEngine(
+            module, Clipping(0.5), noise_multiplier=0.0, expected_batch_size=1, loss_reduction=reduction
+        ) as engine:
+            losses = row_losses(module, x)
+            engine.backward(losses.mean() if reduction == "mean" else losses.sum(), units)
+            sums.append(engine.clipped_sum())
+    assert relative_error(*sums) < 2e-5
+
+
+@given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=8), reduction=st.sampled_from(["mean", "sum"]))
+def test_the_scale_of_a_unit_undoes_the_reduction(counts: list[int], reduction: Literal["mean", "sum"]) -> None:
+    scale = UnitMap(len(counts), terms=torch.tensor(counts)).loss_scale(reduction)
+    assert isinstance(scale, Tensor)
+    weight = 1 / max(1, sum(counts)) if reduction == "mean" else 1.0  # of one term in the loss
+    shares = scale * torch.tensor(counts) * weight
+    assert shares.tolist() == pytest.approx([float(k > 0) for k in counts])
+
+
+def test_without_terms_a_unit_is_one_term() -> None:
+    assert UnitMap(5).loss_scale("mean") == 5.0
+    assert UnitMap(5).loss_scale("sum") == 1.0
+
+
+@pytest.mark.parametrize("terms", [[1, 1, 1], [1, -1], [1.0, 1.0], [[1, 1]]])
+def test_impossible_terms_are_refused(terms: list[float]) -> None:
+    with pytest.raises(PrivacyConfigError, match="terms"):
+        UnitMap(2, terms=torch.tensor(terms))
+
+
 class SharedTable(nn.Module):
     """Looks positions up once for the whole batch, as many transformers do."""
 
@@ -206,6 +272,18 @@ def test_a_wrong_axis_that_divides_evenly_is_caught_when_the_batch_size_changes(
         engine.backward(module(torch.randn(4, 8, 4)).square().mean(), 4)
         with pytest.raises(PrivacyError, match="axis 0 is not the batch axis"):
             engine.backward(module(torch.randn(2, 8, 4)).square().mean(), 2)
+
+
+def test_a_wrong_axis_is_caught_also_where_units_own_unlike_numbers_of_samples() -> None:
+    module = SharedTable(lambda _: torch.arange(8))
+    with GradientEngine(module, Clipping(1.0), noise_multiplier=0.0, expected_batch_size=1) as engine:
+        engine.backward(
+            module(torch.randn(4, 8, 4)).square().mean(), UnitMap(2, torch.tensor([0, 0, 0, 1]), torch.tensor([3, 1]))
+        )
+        with pytest.raises(PrivacyError, match="axis 0 is not the batch axis"):
+            engine.backward(
+                module(torch.randn(2, 8, 4)).square().mean(), UnitMap(1, torch.tensor([0, 0]), torch.tensor([2]))
+            )
 
 
 def test_one_layer_at_two_folds_in_a_pass_is_allowed() -> None:

@@ -11,15 +11,23 @@ from dataclasses import dataclass
 __all__ = ("MUTANTS", "Edit", "Mutant")
 
 CLIPPING = "lightning_dp/gradients/clipping.py"
-CONTRIBUTIONS = "lightning_dp/gradients/contributions.py"
 ADAPTIVE = "lightning_dp/gradients/adaptive.py"
+BACKWARD = "lightning_dp/gradients/backward.py"
+CONTRIBUTIONS = "lightning_dp/gradients/contributions/base.py"
+EMBEDDING_ROWS = "lightning_dp/gradients/contributions/embedding_rows.py"
+MEMORY = "lightning_dp/gradients/memory.py"
+PRECISION = "lightning_dp/gradients/precision.py"
+PRODUCT_SUM = "lightning_dp/gradients/contributions/product_sum.py"
 ENGINE = "lightning_dp/gradients/engine.py"
 GENERIC = "lightning_dp/gradients/generic.py"
+BACKWARD = "lightning_dp/gradients/backward.py"
+REPLAY = "lightning_dp/gradients/replay.py"
 NOISE = "lightning_dp/gradients/noise.py"
 TAPS = "lightning_dp/gradients/taps.py"
 SAMPLERS = "lightning_dp/sampling/samplers.py"
 BATCHES = "lightning_dp/sampling/batches.py"
 LOADER = "lightning_dp/sampling/loader.py"
+UNIT_ROWS = "lightning_dp/sampling/units.py"
 LEDGER = "lightning_dp/accounting/ledger.py"
 STRATEGY = "lightning_dp/strategies/base.py"
 MANUAL = "lightning_dp/strategies/manual.py"
@@ -31,8 +39,10 @@ SENSITIVITY = "tests/gradients/test_sensitivity.py"
 NOISES = "tests/gradients/test_noise.py"
 LEAKS = "tests/gradients/test_leaks.py"
 ROUTES = "tests/gradients/test_routes.py"
+RULES = "tests/gradients/rules"
 UNITS = "tests/gradients/test_units.py"
 BY_HAND = "tests/strategies/test_manual.py"
+UNIT_TESTS = "tests/sampling/test_units.py"
 TRAPS = "tests/traps/test_traps.py"
 
 
@@ -73,7 +83,7 @@ CLIPPING_FAULTS = (
     ),
     _mutant(
         "loss reduction forgotten", ENGINE,
-        'scale = float(units.num_units) if self.loss_reduction == "mean" else 1.0', "scale = 1.0",
+        "scale = units.loss_scale(self.loss_reduction)", "scale = 1.0",
         f"{ROUTES}::test_sum_reduction_equals_mean_reduction",
     ),
     _mutant(
@@ -122,30 +132,35 @@ CLIPPING_FAULTS = (
         f"{TRAPS}::test_t8_one_sample_that_is_not_finite_neither_destroys_nor_shows",
     ),
     _mutant(
-        "norms of the parts for layers used twice", CONTRIBUTIONS,
-        "    if len(uses) == 1:\n        return uses[0].squared_norms(), uses",
-        "    if uses:\n        return torch.stack([use.squared_norms() for use in uses]).sum(0), uses",
+        "norms of the parts for layers used twice", BACKWARD,
+        "self._norms[parameter], kept[parameter] = joint_squared_norms(uses)",
+        "self._norms[parameter] = torch.stack([use.squared_norms() for use in uses]).sum(0)",
         f"{ROUTES}::test_network_matches_plain_loop",
     ),
     _mutant(
-        "a tied weight's second use is lost", ENGINE,
-        "uses.setdefault(record.trainable[name], []).append(contribution)",
-        "uses[record.trainable[name]] = [contribution]",
+        "a tied weight's second use is lost", BACKWARD, "uses.append(contribution)", "uses[:] = [contribution]",
         f"{ROUTES}::test_network_matches_plain_loop",
     ),
     Mutant(
         "records of the pass before are kept",
         (
-            Edit(TAPS, "        self.records.clear()\n        self.leaked.clear()", "        self.leaked.clear()"),
-            Edit(ENGINE, "        self._taps.records.clear()\n        self._taps.recording = True",
-                 "        self._taps.recording = True"),
+            Edit(BACKWARD, "        self._uses: dict[nn.Parameter, list[Contribution]] = {}",
+                 "        self._uses = taps.__dict__.setdefault('kept', {})"),
         ),
         (f"{TRAPS}::test_t5_no_norm_outlives_its_pass",),
     ),
     _mutant(
         "several physical batches: only the last one counts", ENGINE,
-        "self._sums[parameter].add_(total) if parameter in self._sums else total", "total",
+        "        self._buffers()\n        group, ", "        self._forget_sums()\n        self._buffers()\n        group, ",
         f"{TRAPS}::test_t6_physical_batches_add_up",
+    ),
+    _mutant(
+        "one buffer for two layers", MEMORY, "self._lent.append(flat)", "self._free.append(flat)",
+        f"{ROUTES}::test_held_gradients_of_two_layers_do_not_meet",
+    ),
+    _mutant(
+        "cancellation is not repaired", BACKWARD, "            self._repair()\n", "",
+        f"{ROUTES}::test_cancelling_terms_are_repaired_by_the_engine",
     ),
     _mutant(
         "weights are not checked", ENGINE,
@@ -158,24 +173,24 @@ CLIPPING_FAULTS = (
         f"{SENSITIVITY}::test_the_norm_of_many_like_terms_is_not_rounded_down",
     ),
     _mutant(
-        "terms that cancel count for what is left", CONTRIBUTIONS,
-        "return torch.maximum(norms, terms * max(RESOLUTION / length**0.5, ROUNDOFF * length) ** 2)", "return norms",
+        "terms that cancel count for what is left", PRODUCT_SUM,
+        "return torch.maximum(norms + self._bounds[0], self._bounds[1])", "return norms + self._bounds[0]",
         f"{SENSITIVITY}::test_positions_that_cancel_do_not_round_the_others_away",
         f"{SENSITIVITY}::test_patches_that_cancel_do_not_round_the_others_away",
     ),
     _mutant(
-        "tokens that cancel round the others away", CONTRIBUTIONS,
+        "tokens that cancel round the others away", EMBEDDING_ROWS,
         "        unit, index, rows = self._rows()\n",
         "        unit = torch.arange(self.num_units).unsqueeze(1).expand_as(self.index).flatten()\n"
         "        index, rows = self.index.flatten(), self.b.flatten(0, 1)\n",
         f"{SENSITIVITY}::test_a_token_that_cancels_itself_does_not_round_the_others_away",
     ),
     _mutant(
-        "squares that underflow", CONTRIBUTIONS, "LOST = 2.0**-126", "LOST = 0.0",
+        "squares that underflow", PRODUCT_SUM, "LOST = 2.0**-126", "LOST = 0.0",
         f"{SENSITIVITY}::test_a_huge_input_times_a_vanishing_gradient_is_seen",
     ),
     _mutant(
-        "low matmul precision reaches the norms", ENGINE, ", full_precision():", ":",
+        "low matmul precision reaches the norms", PRECISION, "right = all(", "right = True or all(",
         f"{SENSITIVITY}::test_low_matmul_precision_does_not_reach_norms_and_sums",
     ),
     _mutant(
@@ -193,20 +208,22 @@ NOISE_FAULTS = (
     ),
     _mutant(
         "noise with every physical batch", ENGINE,
-        "total = usable.weighted_sum(factor).to(parameter.dtype)",
-        "total = usable.weighted_sum(factor).to(parameter.dtype)\n"
-        "                self.noise.add_(total, self.noise_multiplier * self.clipping.sensitivity)",
+        "usable.add_weighted_sum(coefficients[group[parameter]], self._sums[parameter])",
+        "usable.add_weighted_sum(coefficients[group[parameter]], self._sums[parameter])\n"
+        "                self.noise.add_(self._sums[parameter], self.noise_multiplier * self.clipping.sensitivity)",
         f"{NOISES}::test_noise_comes_once_per_logical_step",
     ),
     _mutant(
         "no noise on an empty step", ENGINE,
-        "            self.noise.add_(flat[start:stop]", "            if self._sums: self.noise.add_(flat[start:stop]",
+        "            self.noise.add_(flat[start:stop]", "            if self._bound: self.noise.add_(flat[start:stop]",
         f"{NOISES}::test_noise_comes_once_per_logical_step",
     ),
     _mutant(
         "no noise where no gradient arrived", ENGINE,
-        "        parameters = self.trainable()\n        for group",
-        "        parameters = [p for p in self.trainable() if p in self._sums]\n        for group",
+        "            self.noise.add_(flat[start:stop], self.gradient_noise_multiplier * sensitivity)\n",
+        "            touched = (flat != 0).to(flat)\n"
+        "            self.noise.add_(flat[start:stop], self.gradient_noise_multiplier * sensitivity)\n"
+        "            flat.mul_(touched)\n",
         f"{NOISES}::test_parameters_without_a_gradient_get_noise_too",
     ),
     _mutant(
@@ -230,7 +247,7 @@ NOISE_FAULTS = (
     ),
     _mutant(
         "noise rounded to bfloat16", NOISE,
-        ").view_as(tensor)\n        else", ").view_as(tensor).bfloat16()\n        else",
+        "first.addcmul_(radius, cosine)", "first.add_((radius * cosine).bfloat16())",
         f"{TRAPS}::test_t14_noise_is_drawn_in_single_precision",
         f"{NOISES}::test_noise_is_float32_under_bfloat16_autocast",
     ),
@@ -258,13 +275,34 @@ LEAK_FAULTS = (
         f"{LEAKS}::test_a_layer_that_joins_later_is_refused_by_name",
     ),
     _mutant(
-        "changed inputs are not noticed", TAPS, "if any(t._version != version for", "if False and any(t._version for",
+        "changed inputs are not noticed", TAPS, "ctx.save_for_backward(*tensors_in((record.inputs, record.outputs)))",
+        "ctx.save_for_backward(*(t.data for t in tensors_in((record.inputs, record.outputs))))",
         f"{LEAKS}::test_an_input_changed_after_use_is_refused_by_name",
     ),
     _mutant(
         "the generic rule trusts its repetition", GENERIC,
-        "if not bool((difference <= tolerance * scale).all()):", "if False:",
+        "        if not reproduces(", "        if False and not reproduces(",
         f"{LEAKS}::test_a_leaf_that_couples_its_rows_is_refused_by_name",
+    ),
+    _mutant(
+        "every repetition passes for the recorded call", REPLAY,
+        "return bool((difference <= tolerance * scale).all())", "return True",
+        f"{RULES}/test_attention.py::test_masks_that_cannot_be_drawn_again_are_refused_by_name",
+    ),
+    _mutant(
+        "a recurrent layer's dropout masks are taken on trust", "lightning_dp/gradients/rules/recurrent.py",
+        "if not all(reproduces(", "if False and not all(reproduces(",
+        f"{RULES}/test_recurrent.py::test_masks_that_cannot_be_drawn_again_are_refused_by_name",
+    ),
+    _mutant(
+        "time steps of a transformer are taken for rows", TAPS,
+        "record.batch_first() if record.module in taps.sequence_first else record", "record",
+        f"{RULES}/test_attention.py::test_an_encoder_agrees_in_every_batch_size",
+    ),
+    _mutant(
+        "a recurrent layer's time axis is taken for the batch", BACKWARD,
+        "grad.shape[0] if record.rows is None else record.rows(record.module, args, kwargs)", "grad.shape[0]",
+        f"{RULES}/test_recurrent.py::test_any_recurrent_layer_agrees",
     ),
     _mutant(
         "rows of an earlier pass are taken for this one's", TAPS,
@@ -272,7 +310,7 @@ LEAK_FAULTS = (
         f"{LEAKS}::test_a_loss_that_reaches_back_to_earlier_rows_is_refused",
     ),
     _mutant(
-        "an axis that is not the batch's goes unnoticed", ENGINE,
+        "an axis that is not the batch's goes unnoticed", BACKWARD,
         "        if before != fold:\n", "        if False:\n",
         f"{UNITS}::test_a_wrong_axis_that_divides_evenly_is_caught_when_the_batch_size_changes",
     ),
@@ -313,6 +351,31 @@ SAMPLING_FAULTS = (
     _mutant(
         "ranks without samples have no batch", BATCHES, "missing = count - len(chunks)", "missing = 0",
         f"{TRAPS}::test_t3_all_ranks_take_the_same_steps",
+    ),
+    _mutant(
+        "a unit's rows are chosen once and for all", UNIT_ROWS,
+        "stream(self._key, _ROWS_DOMAIN, step)", "stream(self._key, _ROWS_DOMAIN, 0)",
+        f"{UNIT_TESTS}::test_rows_are_chosen_uniformly_and_afresh",
+    ),
+    _mutant(
+        "what a unit brings depends on who else is drawn", UNIT_ROWS,
+        "lots[start:stop]", "lots[len(chosen) : len(chosen) + stop - start]",
+        f"{UNIT_TESTS}::test_what_a_unit_brings_does_not_depend_on_who_else_is_drawn",
+    ),
+    _mutant(
+        "a unit is split over two chunks", BATCHES, "for unit in units:\n        if not chunks",
+        "for unit in [(row,) for unit in units for row in unit]:\n        if not chunks",
+        f"{UNIT_TESTS}::test_no_unit_is_split_and_none_is_lost",
+        "tests/strategies/test_units.py::test_each_patient_is_clipped_as_a_whole",
+    ),
+    _mutant(
+        "samples without an owner are one person", UNIT_ROWS, " and i.lower() not in _MISSING", "",
+        f"{UNIT_TESTS}::test_ids_that_are_no_clean_keys_are_refused",
+    ),
+    _mutant(
+        "a wrapper's ids are those of the whole data set", UNIT_ROWS,
+        "if own and hasattr(dataset, name):", "if hasattr(dataset, name):",
+        f"{UNIT_TESTS}::test_a_wrapper_that_answers_for_the_whole_data_set_is_not_believed",
     ),
     _mutant(
         "a draw may feed two gradients", LOADER, "if step.step <= self._last_taken:", "if False:",
@@ -427,8 +490,29 @@ MANUAL_FAULTS = (
 STRATEGY_FAULTS = (
     _mutant(
         "a stand-in has weight one", "lightning_dp/strategies/step.py",
-        "return size, None if draw.real[self._chunk] else torch.zeros(size)", "return size, None",
+        "return units, None if draw.real[self._chunk] else torch.zeros(units.num_units)", "return units, None",
         "tests/strategies/test_empty_draws.py::test_a_stand_in_contributes_exactly_nothing",
+    ),
+    _mutant(
+        "every sample of a patient is clipped by itself", "lightning_dp/strategies/step.py",
+        "if rows is not None:", "if False:",
+        "tests/strategies/test_units.py::test_each_patient_is_clipped_as_a_whole",
+        "tests/strategies/test_units.py::test_a_whole_patient_changes_the_sum_by_at_most_c",
+    ),
+    _mutant(
+        "others' samples scale a unit", "lightning_dp/gradients/units.py",
+        "total / self.terms.double()", "1.0 / self.terms.double()",
+        f"{UNITS}::test_a_loss_over_samples_gives_each_unit_the_mean_of_its_own",
+    ),
+    _mutant(
+        "the rate is that of samples and not of units", STRATEGY,
+        "n = len(dataloader.dataset) if self._rows is None else self._rows.num_units", "n = len(dataloader.dataset)",
+        "tests/strategies/test_units.py::test_the_ledger_and_every_report_count_patients",
+    ),
+    _mutant(
+        "spending on samples passes for spending on patients", BUDGET,
+        "if unit != self.unit and theirs.entries:", "if False:",
+        "tests/strategies/test_units.py::test_spending_on_other_units_is_not_added_up",
     ),
     _mutant(
         "the sampling key goes into the checkpoint", STRATEGY,

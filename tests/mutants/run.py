@@ -61,8 +61,10 @@ def run_tests(root: Path, tests: Sequence[str]) -> tuple[int, str]:
     """Runs tests in the copy at ``root``, and makes sure that it is the copy's package that they import."""
     environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     script = (
-        "import pathlib, sys, pytest, lightning_dp\n"
-        "assert pathlib.Path(lightning_dp.__file__).resolve().parents[1] == pathlib.Path(sys.argv[1]).resolve()\n"
+        # Found and not imported: pytest must be the first to import what its plugins rewrite.
+        "import importlib.util, pathlib, sys, pytest\n"
+        "origin = importlib.util.find_spec('lightning_dp').origin\n"
+        "assert pathlib.Path(origin).resolve().parents[1] == pathlib.Path(sys.argv[1]).resolve()\n"
         "sys.exit(pytest.main(sys.argv[2:]))\n"
     )
     options = ["-p", "no:cacheprovider", "-x", "-q", "--no-header"]

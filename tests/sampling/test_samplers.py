@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import pickle
 from fractions import Fraction
-from math import ceil
+from math import ceil, comb
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,14 @@ from scipy import stats
 
 from lightning_dp.accounting.events import GaussianEvent
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
-from lightning_dp.sampling import LogicalSampler, PoissonSampler, ShuffleSampler, key_from_seed, new_key
+from lightning_dp.sampling import (
+    LogicalSampler,
+    PoissonSampler,
+    ShuffleSampler,
+    TruncatedPoissonSampler,
+    key_from_seed,
+    new_key,
+)
 from lightning_dp.sampling.keys import stream
 
 FALSE_ALARM = 1e-4
@@ -253,3 +260,64 @@ def test_the_key_stays_in_memory(kind: type[LogicalSampler]) -> None:
     assert copy.deepcopy([sampler])[0] is sampler
     assert copy.copy(sampler) is sampler
     assert repr(sampler) == f"{kind.__name__}(dataset_size=10, expected_batch_size=2)"
+
+
+# --- cut draws --------------------------------------------------------------------------------------------------------
+@given(n=st.integers(1, 200), data=st.data(), step=st.integers(0, 10**9))
+def test_a_cut_draw_is_part_of_the_poisson_draw_and_never_too_large(n: int, data: st.DataObject, step: int) -> None:
+    b = data.draw(st.integers(1, n))
+    most = data.draw(st.integers(b, n + 5))
+    sampler, whole = TruncatedPoissonSampler(n, b, KEY, most), PoissonSampler(n, b, KEY).draw(step)
+    cut = sampler.draw(step)
+    assert len(cut) == min(len(whole), most)
+    assert np.isin(cut, whole).all()
+    assert np.all(np.diff(cut) > 0)
+    np.testing.assert_array_equal(cut, sampler.draw(step))
+    assert (sampler.sample_rate, sampler.max_batch_size) == (b / n, most)
+    assert sampler.compositions(7, 3) == 7
+    assert sampler.charges(step, None)
+
+
+def test_the_units_that_a_cut_leaves_are_chosen_uniformly() -> None:
+    """Chi-square over who is kept in 6000 steps of which half are cut; and who is kept together."""
+    sampler, steps = TruncatedPoissonSampler(8, 4, KEY, 4), 6000
+    taken = draws(sampler, steps)
+    cut = taken[[len(PoissonSampler(8, 4, KEY).draw(step)) > 4 for step in range(steps)]].astype(float)
+    assert len(cut) > 1500
+    assert (cut.sum(axis=1) == 4).all()
+    # A uniform subset of 4 of 8: chance 1/2 each, covariance -1/28; the projection off the ones has variance 2/7.
+    scores = (cut.sum(axis=0) - len(cut) / 2) / np.sqrt(len(cut) * 2 / 7)
+    assert stats.chi2.sf(np.sum(scores**2), df=7) > FALSE_ALARM
+    pairs = (cut.T @ cut)[np.triu_indices(8, 1)]
+    assert np.abs(pairs / len(cut) - 3 / 14).max() < stats.norm.isf(FALSE_ALARM / 56) * np.sqrt(3 / 14 / len(cut))
+
+
+@pytest.mark.parametrize(
+    ("n", "b", "most"), [(10, 3, 5), (10, 3, 3), (1000, 100, 140), (60, 60, 60), (10**6, 500, 700)]
+)
+def test_the_tail_is_the_binomial_one(n: int, b: int, most: int) -> None:
+    tail = TruncatedPoissonSampler(n, b, KEY, most).tail
+    exact = float(stats.binom.sf(most - 1, n, b / n))
+    assert exact <= tail <= exact * (1 + 1e-5) + 1e-290
+    if n <= 10:
+        rate = Fraction(b, n)
+        terms = [comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(most, n + 1)]
+        assert tail == pytest.approx(float(sum(terms)), rel=1e-5)
+
+
+def test_a_cap_that_nothing_reaches_has_no_tail() -> None:
+    assert TruncatedPoissonSampler(10, 3, KEY, 11).tail == 0.0
+    assert TruncatedPoissonSampler(10, 10, KEY, 11).tail == 0.0
+    assert TruncatedPoissonSampler(10, 10, KEY, 10).tail == 1.0  # one more unit, and somebody is always cut
+
+
+def test_the_event_of_cut_draws_carries_the_tail() -> None:
+    sampler = TruncatedPoissonSampler(10, 3, KEY, 5)
+    assert sampler.event(1.5) == GaussianEvent(1.5, 0.3, "truncated_poisson", sampler.tail)
+    assert sampler.tail > 0.1
+
+
+@pytest.mark.parametrize("most", [2, 0, 2.5, True])
+def test_a_cap_below_the_expected_batch_is_refused(most: Any) -> None:
+    with pytest.raises(PrivacyConfigError, match="max_batch_size"):
+        TruncatedPoissonSampler(10, 3, KEY, most)

@@ -195,7 +195,7 @@ ROWS: list[tuple[str, Case]] = [
     ),
     (
         "manual_physical_batches",
-        Case("physical_batch_size", "physical_batch_size=None", manual, strategy={"physical_batch_size": 4}),
+        Case("physical_batch_size", "physical_batch_size=None and a smaller batch", manual, strategy={"physical_batch_size": 4}),
     ),
     ("post_processing_names", Case("automatic_optimization=False", "drop", strategy={"post_processing": ["net.0"]})),
     (
@@ -247,8 +247,6 @@ ROWS: list[tuple[str, Case]] = [
         ),
     ),
     ("spectral_norm", Case("net.1", "remove", through(lambda: nn.utils.spectral_norm(nn.Linear(8, 8))))),
-    ("recurrent_layers", Case("extra (LSTM)", "DPLSTM", beside(lambda: nn.LSTM(4, 4)))),
-    ("multihead_attention", Case("extra", "DPMultiheadAttention", beside(lambda: nn.MultiheadAttention(4, 2)))),
     ("compiled_modules", Case("torch.compile", "Train without it", lambda: Tiny(net=torch.compile(network())))),
     ("compiled_modules", Case("torch.compile", "Train without it", compiled_in_place)),
     ("wrapped_modules", Case("net (DataParallel)", "Trainer(devices", lambda: Tiny(net=nn.DataParallel(network())))),

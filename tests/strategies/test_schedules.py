@@ -86,6 +86,15 @@ def test_a_scheduled_run_is_calibrated_to_the_budget(schedule: Schedule, account
     assert plugin.privacy_spent().noise_multiplier is None  # there is no one number
 
 
+def test_cut_draws_are_charged_by_schedule_too() -> None:
+    plugin = strategy(
+        eps=3, noise_multiplier_schedule=FALLING, sampling="truncated_poisson", max_batch_size=48, accountant="rdp"
+    )
+    assert fit(Tiny(), plugin).global_step == len(plugin.ledger.entries) == 8
+    assert all(entry.event.tail > 0 for entry in plugin.ledger.entries)
+    assert 0.98 * 3 < plugin.privacy_spent().eps <= 3
+
+
 @pytest.mark.parametrize("schedule", [FALLING, RISING], ids=str)
 @pytest.mark.parametrize("step", [1, 5])
 def test_a_resumed_run_has_the_events_of_the_whole(schedule: Schedule, step: int, tmp_path: Path) -> None:

@@ -6,7 +6,24 @@ that computes something else falls through to the generic rule. To add a layer, 
 
 from __future__ import annotations
 
-from lightning_dp.gradients.rules import conv, linear, norm  # noqa: F401  (importing registers the rules)
-from lightning_dp.gradients.rules.registry import LayerCall, LayerRule, find_rule, register_rule
+from lightning_dp.gradients.rules import (  # noqa: F401  (importing registers the rules)
+    attention,
+    bag,
+    bilinear,
+    conv,
+    conv_transpose,
+    linear,
+    norm,
+    prelu,
+    recurrent,
+)
+from lightning_dp.gradients.rules.registry import (
+    LayerCall,
+    LayerRule,
+    RowCounter,
+    find_entry,
+    find_rule,
+    register_rule,
+)
 
-__all__ = ("LayerCall", "LayerRule", "find_rule", "register_rule")
+__all__ = ("LayerCall", "LayerRule", "RowCounter", "find_entry", "find_rule", "register_rule")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_dp.gradients.contributions import Contribution, EmbeddingRows, OuterProduct, PerUnit
 from lightning_dp.gradients.rules.registry import LayerCall, register_rule
@@ -16,10 +16,11 @@ def linear_rule(call: LayerCall) -> dict[str, Contribution]:
     b = call.units.by_unit(call.grad, call.name).flatten(1, -2)
     found: dict[str, Contribution] = {}
     if "weight" in call.trainable:
+        weight: Tensor = call.module.weight  # type: ignore[assignment]
         a = call.units.by_unit(call.x, call.name).flatten(1, -2)
-        found["weight"] = OuterProduct(a.unsqueeze(1), b.unsqueeze(1), call.module.get_parameter("weight").shape)
+        found["weight"] = OuterProduct(a.unsqueeze(1), b.unsqueeze(1), weight.shape)
     if "bias" in call.trainable:
-        found["bias"] = PerUnit(b.sum(1))
+        found["bias"] = PerUnit(b.flatten(0, 1) if b.shape[1] == 1 else b.sum(1))
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,10 +11,11 @@ from torch import Tensor, nn
 from lightning_dp.gradients.contributions import Contribution, PerUnit
 from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 
-__all__ = ("channel_norm_rule", "shape_norm_rule")
+__all__ = ("channel_norm_rule", "channels_first_norm_rule", "shape_norm_rule")
 
 
-@register_rule(nn.LayerNorm, nn.RMSNorm)
+# timm's own classes differ from torch's in their arguments, and in a faster kernel for the same function.
+@register_rule(nn.LayerNorm, nn.RMSNorm, "timm.layers.norm.LayerNorm")
 def shape_norm_rule(call: LayerCall) -> dict[str, Contribution]:
     """Affine parameters over the trailing axes: sum over every position before them."""
     module, x, grad, units = call.module, call.x, call.grad, call.units
@@ -34,7 +37,21 @@ def shape_norm_rule(call: LayerCall) -> dict[str, Contribution]:
     return found
 
 
-@register_rule(nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+@register_rule("timm.layers.norm.LayerNorm2d")
+def channels_first_norm_rule(call: LayerCall) -> dict[str, Contribution]:
+    """LayerNorm over axis 1 of ``(R, C, H, W)``."""
+    x, grad = call.x.permute(0, 2, 3, 1), call.grad.permute(0, 2, 3, 1)
+    return shape_norm_rule(replace(call, args=(x,), kwargs={}, grads=(grad,)))
+
+
+@register_rule(
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    "timm.layers.norm.GroupNorm",
+    "timm.layers.norm.GroupNorm1",
+)
 def channel_norm_rule(call: LayerCall) -> dict[str, Contribution]:
     """Affine parameters over axis 1: sum over the spatial axes and the unit's rows."""
     module, x, grad, units = call.module, call.x, call.grad, call.units

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from lightning_dp.gradients.bare import tensors_in
 from lightning_dp.gradients.contributions import Contribution
+from lightning_dp.gradients.replay import RandomState
 from lightning_dp.gradients.units import UnitMap
 
-__all__ = ("LayerCall", "LayerRule", "find_rule", "register_rule")
+__all__ = ("Entry", "LayerCall", "LayerRule", "RowCounter", "find_entry", "find_rule", "register_rule")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class LayerCall:
         units: which rows belong to which privacy unit.
         trainable: names, in the module, of the parameters that take part.
         dtype: float32, or float64 for float64 parameters: norms and sums are kept in it.
+        outputs: the recorded output tensors, and
+        random_state: the generators' state before the call; both only where the layer drew random numbers, so that a
+            rule which repeats the call can draw the same ones and see that it did.
     """
 
     module: nn.Module
@@ -39,6 +44,8 @@ class LayerCall:
     units: UnitMap
     trainable: frozenset[str]
     dtype: torch.dtype
+    outputs: tuple[Tensor, ...] = ()
+    random_state: RandomState | None = None
 
     @property
     def x(self) -> Tensor:
@@ -51,19 +58,59 @@ class LayerCall:
         """The first output gradient that arrived, in :attr:`dtype`."""
         return next(g for g in self.grads if g is not None).to(self.dtype)
 
+    def rows_of_sequence(self, tensor: Tensor) -> Tensor:
+        """Regroups ``(T, R, d)``, time or position first, to ``(U, K * T, d)``: a unit's rows one after the other."""
+        return self.units.by_unit(tensor.transpose(0, 1), self.name).flatten(1, 2)
+
+    def arguments(self) -> dict[str, Any]:
+        """What the layer was called with, by the names of its ``forward``'s parameters, defaults filled in."""
+        bound = inspect.signature(self.module.forward).bind(*self.args, **self.kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+
+PARAMETER_NAMES = ("weight", "bias", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+"""What the registered classes call their parameters, beside the recurrent layers' own lists of names."""
 
 LayerRule = Callable[[LayerCall], dict[str, Contribution]]
 """From a recorded call to ``{parameter name: contribution}``, an entry for each of ``call.trainable``."""
 
-_RULES: dict[type[nn.Module], LayerRule] = {}
+RowCounter = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], int]
+"""From a module and what it was called with to the number of batch rows."""
 
 
-def register_rule(*module_types: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
-    """Registers a :data:`LayerRule` for one or more module classes; a later registration replaces an earlier one."""
+@dataclass(frozen=True)
+class Entry:
+    """A rule as it was registered; see :func:`register_rule`."""
+
+    rule: LayerRule
+    rows: RowCounter | None
+    random: Callable[[nn.Module], bool] | None
+    applies: Callable[[nn.Module], bool]
+
+
+_RULES: dict[type[nn.Module] | str, Entry] = {}
+
+
+def register_rule(
+    *module_types: type[nn.Module] | str,
+    rows: RowCounter | None = None,
+    random: Callable[[nn.Module], bool] | None = None,
+    applies: Callable[[nn.Module], bool] = lambda _: True,
+) -> Callable[[LayerRule], LayerRule]:
+    """Registers a :data:`LayerRule` for one or more module classes; a later registration replaces an earlier one.
+
+    Args:
+        *module_types: the classes; those of a library that may not be installed by name, ``"package.module.ClassName"``.
+        rows: how many batch rows a call has, for layers whose outputs do not keep the batch on axis 0. The rule itself
+            then moves the axis.
+        random: whether a layer, as it is set up now, draws random numbers in its forward pass.
+        applies: a further condition on a layer, beside those of :func:`find_rule`.
+    """
 
     def register(rule: LayerRule) -> LayerRule:
         for module_type in module_types:
-            _RULES[module_type] = rule
+            _RULES[module_type] = Entry(rule, rows, random, applies)
         return rule
 
     return register
@@ -76,16 +123,25 @@ def find_rule(module: nn.Module) -> LayerRule | None:
     registered class's own and every parameter that this class owns sits where the class put it: a subclass with
     another ``forward``, or a weight that is itself computed (weight normalisation, parametrizations), is not covered.
     """
+    entry = find_entry(module)
+    return None if entry is None else entry.rule
+
+
+def find_entry(module: nn.Module) -> Entry | None:
+    """The rule for ``module`` and what was said of it; see :func:`find_rule`."""
     for base in type(module).__mro__:
-        rule = _RULES.get(base)
-        if rule is not None:
+        entry = _RULES.get(base) or _RULES.get(f"{base.__module__}.{base.__qualname__}")
+        if entry is not None:
             own = type(module).forward is base.forward  # type: ignore[attr-defined]
             # A forward patched onto the instance; or a method that a convolution's forward delegates to, which
             # subclasses override (weight standardisation).
             delegate = _function(type(module), "_conv_forward") is _function(base, "_conv_forward")
             plain = own and delegate and "forward" not in vars(module)
-            in_place = all(name in module._parameters for name in ("weight", "bias") if hasattr(module, name))
-            return rule if plain and in_place else None
+            computed = any(
+                name not in module._parameters and isinstance(getattr(module, name, None), Tensor)
+                for name in PARAMETER_NAMES
+            )
+            return entry if plain and not computed and entry.applies(module) else None
     return None
 
 

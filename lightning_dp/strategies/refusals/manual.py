@@ -13,7 +13,7 @@ def manual_physical_batches(s: Subject) -> str | None:
     if not s.module.automatic_optimization and s.splits:
         return (
             "physical_batch_size repeats the step for parts of a draw, and with automatic_optimization=False the step is "
-            "inside training_step: the parts would be released one by one. Set physical_batch_size=None and a batch size that fits."
+            "inside training_step: the parts would be released one by one. Use physical_batch_size=None and a smaller batch."
         )
     return None
 

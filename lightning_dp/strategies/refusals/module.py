@@ -146,40 +146,6 @@ def spectral_norm(s: Subject) -> str | None:
 
 
 @row("module")
-def recurrent_layers(s: Subject) -> str | None:
-    found = [
-        f"{name} ({type(m).__name__})"
-        for name, m in s.module.named_modules()
-        if isinstance(m, nn.RNNBase) and any(p.requires_grad for p in m.parameters())
-    ]
-    if found:
-        return (
-            f"{listed(found)} reads its weights inside one fused function, where no gradient per sample can be seen. "
-            "Use opacus.layers.DPLSTM, DPGRU or DPRNN with batch_first=True, or freeze it."
-        )
-    return None
-
-
-@row("module")
-def multihead_attention(s: Subject) -> str | None:
-    found = [
-        f"{name} (dropout={m.dropout:g}, batch_first={m.batch_first})"
-        for name, m in s.module.named_modules()
-        if isinstance(m, nn.MultiheadAttention)
-        and any(p.requires_grad for p in m.parameters())
-        and (m.dropout > 0 or not m.batch_first)
-    ]
-    if found:
-        return (
-            f"nn.MultiheadAttention at {listed(found)}: its gradient per sample is found by repeating the layer for each "
-            "sample, which needs the batch on axis 0 and no dropout inside. Use batch_first=True and set the attention's "
-            "dropout to 0 (layer.self_attn.dropout = 0.0 in nn.TransformerEncoderLayer; its other dropouts may stay), or "
-            "opacus.layers.DPMultiheadAttention(..., batch_first=True)."
-        )
-    return None
-
-
-@row("module")
 def compiled_modules(s: Subject) -> str | None:
     found = [
         name or "the module"

@@ -14,6 +14,7 @@ from tests.strategies.gan import GAN
 from tests.strategies.helpers import Tiny, flat, loader, strategy, trainer
 
 WIDE = 25_000  # coordinates whose noise is looked at
+OWNERS = [i * i % 37 for i in range(64)]  # 19 units with 1 to 4 samples each
 
 
 class Kept(Tiny):
@@ -83,6 +84,7 @@ def main(folder: Path, devices: int) -> None:
         "gan_exact": run_gan({**two, "max_steps": 1}, **exact),
         "adaptive": run(Kept(), usual, two, clipping="adaptive", physical_batch_size=3, **exact),
         "adaptive_noisy": run(Kept(), usual, two, clipping="adaptive", noise_multiplier=1.0),
+        "units": run(Kept(), loader(64, 8), two, unit=OWNERS, max_rows_per_unit=3, physical_batch_size=4, **exact),
         "noisy": run(Kept(), usual, two, eps=3),
         "noise": run(wide, usual, {**one, "max_steps": 1}, noise_multiplier=3.0, max_grad_norm=0.5, self_check=False),
         "rewound": run(Kept(), usual, two, rewind=rewind, noise_multiplier=1.0),

@@ -1,0 +1,36 @@
+"""Layers that see the batch on axis 1, because PyTorch's own transformers put it there.
+
+``nn.Transformer`` and its parts with ``batch_first=False`` (the default) pass ``(T, B, E)`` through linear and
+normalisation layers, which do not care; whoever asks which rows belong to which unit does. What these classes call is
+known, so the layers concerned are found in the tree of modules. Other sequence-first networks are not guessed at: they
+are refused when the number of rows per unit changes.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ("sequence_first",)
+
+LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+STACKS = (nn.TransformerEncoder, nn.TransformerDecoder)
+
+
+def sequence_first(root: nn.Module) -> frozenset[nn.Module]:
+    """The linear and normalisation layers below ``root`` that are called with ``(T, B, ...)`` tensors.
+
+    Only in layers and stacks of PyTorch's exact classes (a subclass may move axes as it likes), and only their own
+    parts without further parts. Attention is not among them: its rule reads ``batch_first`` itself.
+    """
+    found: set[nn.Module] = set()
+    for module in root.modules():
+        layers = [module] if type(module) in LAYERS else list(getattr(module, "layers", ()))
+        if type(module) not in LAYERS + STACKS or not layers or not all(_is_sequence_first(part) for part in layers):
+            continue
+        found.update(part for part in module.children() if not any(True for _ in part.children()))
+    return frozenset(found)
+
+
+def _is_sequence_first(layer: nn.Module) -> bool:
+    attention = getattr(layer, "self_attn", None)
+    return type(layer) in LAYERS and isinstance(attention, nn.MultiheadAttention) and not attention.batch_first
