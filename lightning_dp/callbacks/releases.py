@@ -67,7 +67,7 @@ def _declared(post_processing: str | None) -> list[Release]:
         Release(
             f"parameters declared as post-processing ({post_processing})",
             "they were trained without noise, which eps covers only if their loss used private data through the private "
-            "parameters alone; the self-check compared their gradients on a few batches before the first step",
+            "parameters alone; that is a declaration (the self-check, unless switched off, looks at one early step)",
             "Review that their loss sees no real sample, label or batch size, or leave them out of post_processing",
         )
     ]

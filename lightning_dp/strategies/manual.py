@@ -49,6 +49,7 @@ class ManualOptimization:
         self._pending: Optimizer | None = None
         self._released: list[Optimizer] = []
         self._stepping: Optimizer | None = None
+        self._passing = False
         self._event: GaussianEvent | None = None
         self._handles: list[RemovableHandle] = []
 
@@ -58,7 +59,7 @@ class ManualOptimization:
         return math.sqrt(len(self.private))
 
     def attach(self) -> None:
-        """Guards the private optimizers: a step that goes round the strategy could use what was not released."""
+        """Guards against what goes round the strategy: steps of private optimizers, gradients of public parameters."""
 
         def guard(optimizer: Optimizer, *_: Any) -> None:
             if self._stepping is not optimizer:
@@ -67,7 +68,16 @@ class ManualOptimization:
                     "on what self.optimizers() returns (not on use_pl_optimizer=False)."
                 )
 
+        def passing(_: Tensor) -> None:
+            if not self._passing:
+                raise PrivacyError(
+                    "a backward pass went round self.manual_backward and reached parameters declared as post-processing: nobody "
+                    "looked at whether it was private. Call self.manual_backward(loss) instead of loss.backward()."
+                )
+
         self._handles = [o.register_step_pre_hook(guard) for o in self.private]
+        for parameter in self.public_parameters:
+            self._handles.append(parameter.register_post_accumulate_grad_hook(passing))  # type: ignore[no-untyped-call]
 
     def detach(self) -> None:
         """Takes the guards off."""
@@ -83,7 +93,11 @@ class ManualOptimization:
     def backward(self, loss: Tensor, step: StepUnderWay, engine: GradientEngine, run: Callable[[], Tensor]) -> Tensor:
         """Runs one backward pass: plain where it reaches a parameter trained by post-processing, private otherwise."""
         if reaches(loss, self.public_parameters):
-            return run()
+            self._passing = True
+            try:
+                return run()
+            finally:
+                self._passing = False
         if self._pending is not None:
             raise PrivacyError(
                 "two backward passes for one private step: each would be clipped by itself, and together they exceed the "
@@ -99,21 +113,11 @@ class ManualOptimization:
         (owner,) = owners
         if owner in self._released:
             raise PrivacyError(_once())
-        kept = [(p, p.grad) for p in self.public_parameters]
-        for parameter, _ in kept:
-            parameter.grad = None
         engine.select(parameters_of(owner))
         units, weights = step.enter_backward()
         with engine.recording(units, weights):
-            loss = run()
+            loss = run()  # a gradient that reached public parameters by a hidden way would raise on arrival
         self._pending = owner
-        if any(p.grad is not None for p, _ in kept):
-            raise PrivacyError(
-                "the gradient of a private loss reached parameters declared as post-processing, without noise. Detach the "
-                "generator's output in the private loss (fake.detach())."
-            )
-        for parameter, gradient in kept:
-            parameter.grad = gradient
         return loss
 
     def step(

@@ -476,13 +476,17 @@ MANUAL_FAULTS = (
         f"{BY_HAND}::test_is_stopped_in_the_step",
     ),
     _mutant(
+        "backward passes round the strategy", MANUAL, "            if not self._passing:\n", "            if False:\n",
+        f"{BY_HAND}::test_is_stopped_in_the_step",
+    ),
+    _mutant(
         "post-processing is not compared over batches", "lightning_dp/strategies/manualcheck.py",
         "if not error <= SAME:", "if False:",
         f"{BY_HAND}::test_is_stopped_before_the_first_step",
     ),
     _mutant(
         "a passage through the discriminator is noised for the generator's sake", MANUAL,
-        "        if reaches(loss, self.public_parameters):\n            return run()\n", "",
+        "        if reaches(loss, self.public_parameters):\n", "        if False:\n",
         f"{BY_HAND}::test_the_discriminator_is_clipped_per_sample_and_the_generator_is_not",
     ),
 )  # fmt: skip

@@ -324,7 +324,15 @@ class EvaluatesTwice(GAN):
         optimizer.step(closure=lambda: self.manual_backward(self.discriminator_loss(x, z)))
 
 
+class RawBackward(GAN):
+    """Past manual_backward, into the generator's gradient."""
+
+    def discriminator_step(self, optimizer: Any, x: Tensor) -> None:
+        F.softplus(self.discriminator(self.generator(torch.randn(len(x), LATENT)))).mean().backward()
+
+
 STOPPED = [
+    (RawBackward, ["generator"], "round self.manual_backward"),
     (TwoBackwards, ["generator"], "two backward passes for one private step"),
     (NoBackward, ["generator"], "without a private gradient"),
     (TwoSteps, ["generator"], "second private step"),
@@ -343,14 +351,14 @@ STOPPED = [
 def test_is_stopped_in_the_step(kind: type[GAN], declared: list[str], message: str) -> None:
     """Without the self-check, so that it is the running step that refuses; no parameter moves raw."""
     module = kind()
-    before = flat(module.discriminator)
+    before = flat(module)
     plugin = strategy(post_processing=declared, self_check=False, noise_multiplier=0.0)
     with pytest.raises(PrivacyError, match=message):
         fit(module, plugin)
     steps = len(module.seen["discriminator"])
     assert steps <= 1
     if steps == 0:
-        assert torch.equal(flat(module.discriminator), before)
+        assert torch.equal(flat(module), before)
     assert hooks(module) == []
 
 

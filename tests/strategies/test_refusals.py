@@ -195,7 +195,12 @@ ROWS: list[tuple[str, Case]] = [
     ),
     (
         "manual_physical_batches",
-        Case("physical_batch_size", "physical_batch_size=None and a smaller batch", manual, strategy={"physical_batch_size": 4}),
+        Case(
+            "physical_batch_size",
+            "physical_batch_size=None and a smaller batch",
+            manual,
+            strategy={"physical_batch_size": 4},
+        ),
     ),
     ("post_processing_names", Case("automatic_optimization=False", "drop", strategy={"post_processing": ["net.0"]})),
     (
