@@ -18,7 +18,7 @@ from lightning_dp.accounting.events import GaussianEvent, Sampling
 from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
 from lightning_dp.errors import PrivacyConfigError
 
-__all__ = ("affordable_steps", "calibrate_noise_multiplier")
+__all__ = ("affordable_prefix", "affordable_steps", "calibrate_noise_multiplier")
 
 _LEAST, _MOST = math.log(1e-8), math.log(1e8)
 #: Wanted closeness in log eps; the contract is 1 %.
@@ -35,6 +35,7 @@ def calibrate_noise_multiplier(
     sampling: Sampling = "poisson",
     tail: float = 0.0,
     spent: Sequence[LedgerEntry] = (),
+    factors: Sequence[tuple[float, int]] | None = None,
 ) -> float:
     """Smallest noise multiplier for which ``steps`` more steps stay within (eps, delta).
 
@@ -51,6 +52,8 @@ def calibrate_noise_multiplier(
         sampling: ``"poisson"``, ``"truncated_poisson"`` or ``"shuffle"``.
         tail: Chance per step that a draw is cut, for ``"truncated_poisson"``.
         spent: What the ledger holds already; the new noise is for what is left.
+        factors: Where the noise follows a schedule: ``(factor, steps)`` pairs that make up ``steps``; the noise multiplier of
+            those steps is the factor times the result. The accountant composes all of them.
 
     Returns:
         The noise multiplier.
@@ -63,6 +66,9 @@ def calibrate_noise_multiplier(
     check_delta(delta)
     exact = get_accountant(accountant)
     planned = LedgerEntry(GaussianEvent(1.0, sample_rate, sampling, tail), steps)
+    shape = ((1.0, steps),) if factors is None else tuple(factors)
+    if sum(length for _, length in shape) != steps:
+        raise PrivacyConfigError(f"the factors {shape} do not make up the {steps} steps to calibrate for.")
     already = exact.epsilon(spent, delta)
     if already >= eps:
         raise PrivacyConfigError(
@@ -77,8 +83,9 @@ def calibrate_noise_multiplier(
         )
 
     def entries(log_sigma: float) -> tuple[LedgerEntry, ...]:
-        event = GaussianEvent(math.exp(log_sigma), sample_rate, sampling, tail)
-        return merge_entries((*spent, LedgerEntry(event, steps)))
+        sigma = math.exp(log_sigma)
+        new = [LedgerEntry(GaussianEvent(sigma * f, sample_rate, sampling, tail), length) for f, length in shape]
+        return merge_entries((*spent, *new))
 
     def closed_form(log_sigma: float) -> float:
         return closed_form_epsilon(entries(log_sigma), delta)
@@ -169,14 +176,46 @@ def affordable_steps(
     Raises:
         PrivacyConfigError: If an argument is out of range.
     """
+    if limit < 0:
+        raise PrivacyConfigError(f"limit must be >= 0, got {limit}: it is the number of planned steps.")
+    return affordable_prefix(
+        eps=eps,
+        delta=delta,
+        plan=lambda k: (LedgerEntry(event, k),),
+        spent=spent,
+        accountant=accountant,
+        limit=limit,
+    )
+
+
+def affordable_prefix(
+    *,
+    eps: float,
+    delta: float,
+    plan: Callable[[int], Sequence[LedgerEntry]],
+    spent: Sequence[LedgerEntry] = (),
+    accountant: AccountantName = "pld",
+    limit: int,
+) -> int:
+    """Largest k <= ``limit`` for which ``spent`` and the first k steps of a plan stay within budget; 0 if none.
+
+    Args:
+        eps: Budget, > 0, finite.
+        delta: In (0, 1).
+        plan: What the first k >= 1 steps charge. A longer prefix contains the shorter.
+        spent: What the ledger holds already.
+        accountant: ``"pld"``, ``"rdp"`` or ``"prv"``.
+        limit: Number of planned steps.
+
+    Raises:
+        PrivacyConfigError: If an argument is out of range.
+    """
     check_eps(eps)
     check_delta(delta)
     exact = get_accountant(accountant)
-    if limit < 0:
-        raise PrivacyConfigError(f"limit must be >= 0, got {limit}: it is the number of planned steps.")
 
     def epsilon(k: int) -> float:
-        return exact.epsilon(merge_entries((*spent, LedgerEntry(event, k))), delta)
+        return exact.epsilon(merge_entries((*spent, *plan(k))), delta)
 
     if limit == 0 or exact.epsilon(spent, delta) > eps:
         return 0

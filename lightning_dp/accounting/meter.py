@@ -43,9 +43,13 @@ class EpsilonMeter:
         Under a second in usual settings.
         """
         for part in sorted({max(1, steps // k) for k in (1, 2, 4, 8)}):
-            planned = merge_entries((*self._spent, LedgerEntry(event, part)))
-            exact = self._accountant.epsilon(planned, self._delta)
-            self._known.append((exact, {entry.event: entry.steps for entry in planned}))
+            self.prime_with((LedgerEntry(event, part),))
+
+    def prime_with(self, plan: Sequence[LedgerEntry]) -> None:
+        """Compute the exact value after one more plan, of any events."""
+        planned = merge_entries((*self._spent, *plan))
+        exact = self._accountant.epsilon(planned, self._delta)
+        self._known.append((exact, {entry.event: entry.steps for entry in planned}))
         self._known.sort(key=lambda pair: pair[0])
 
     def epsilon(self, entries: Sequence[LedgerEntry]) -> float:

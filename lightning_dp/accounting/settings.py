@@ -16,8 +16,8 @@ class PrivacySettings:
     Attributes:
         mechanism: name of the training mechanism, such as ``"dp_sgd"``.
         delta: the additive slack of (eps, delta)-differential privacy.
-        noise_multiplier: noise standard deviation over ``max_grad_norm``.
-        max_grad_norm: clipping bound C.
+        noise_multiplier: noise standard deviation over sensitivity of a whole step, as it is accounted.
+        max_grad_norm: clipping bound C; the first one where it moves.
         clipping: how units are clipped.
         sampling: how units are drawn.
         sample_rate: the rate that was accounted, in (0, 1].
@@ -26,6 +26,11 @@ class PrivacySettings:
         accountant: which accountant turns the ledger into eps.
         eps: the budget, or ``None`` if eps is only reported.
         relation: the neighbouring relation.
+        gradient_noise_multiplier: noise standard deviation of the gradients over ``max_grad_norm``, where a step releases
+            something else as well and the gradients therefore get more noise; ``None`` where it is ``noise_multiplier``.
+        noise_multiplier_schedule: factors on the noise multiplier, in words; ``None`` for none.
+        max_grad_norm_schedule: factors on the bound, in words; ``None`` for none.
+        post_processing: names of the parameters that the user declared to be trained by post-processing.
         unit: what is added or removed: ``"sample"``, or the name of the ids (``"patient_id"``).
     """
 
@@ -41,4 +46,8 @@ class PrivacySettings:
     accountant: str
     eps: float | None
     relation: str = RELATION
+    gradient_noise_multiplier: float | None = None
+    noise_multiplier_schedule: str | None = None
+    max_grad_norm_schedule: str | None = None
+    post_processing: str | None = None
     unit: str = "sample"

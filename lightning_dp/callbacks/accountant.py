@@ -78,7 +78,7 @@ class PrivacyAccountant(Callback):
         if not isinstance(strategy, PrivateStrategy):
             return
         self.spent = strategy.privacy_spent()
-        self.releases = uncovered_releases(trainer, self._logged)
+        self.releases = uncovered_releases(trainer, self._logged, strategy.settings().post_processing)
         if self.summary:
             rank_zero_info(summary_text(self.spent, strategy.settings(), self.releases))
 
@@ -97,8 +97,17 @@ def summary_text(spent: PrivacySpent, settings: PrivacySettings, releases: list[
         ("samples" if settings.unit == "sample" else f"units ({settings.unit})", sizes),
         (
             "noise",
-            f"multiplier {settings.noise_multiplier:.4g} on {settings.clipping} clipping at {settings.max_grad_norm:g}",
+            f"multiplier {settings.noise_multiplier:.4g} on {settings.clipping} clipping at {settings.max_grad_norm:g}"
+            if settings.gradient_noise_multiplier is None
+            else f"multiplier {settings.noise_multiplier:.4g} a step, {settings.gradient_noise_multiplier:.4g} on gradients; "
+            f"{settings.clipping} clipping from {settings.max_grad_norm:g}",
         ),
+        *(
+            [("noise schedule", settings.noise_multiplier_schedule)]
+            if settings.noise_multiplier_schedule is not None
+            else []
+        ),
+        *([("bound schedule", settings.max_grad_norm_schedule)] if settings.max_grad_norm_schedule is not None else []),
         ("accountant", spent.accountant),
         (
             "membership attack",

@@ -29,18 +29,26 @@ class Release:
         return f"{self.what}: {self.why}. {self.remedy}."
 
 
-def uncovered_releases(trainer: Trainer, training_metrics: Iterable[str]) -> list[Release]:
+def uncovered_releases(
+    trainer: Trainer, training_metrics: Iterable[str], post_processing: str | None = None
+) -> list[Release]:
     """The list that belongs beside every eps.
 
     Args:
         trainer: after, or during, ``fit``.
         training_metrics: names of metrics logged in training hooks.
+        post_processing: names of parameters that were declared to be trained by post-processing.
 
     Returns:
         One entry for each finding, the gravest first.
     """
     logged = sorted(name for name in training_metrics if not name.startswith("privacy/"))
-    found = [*_training_metrics(logged), *_monitors(trainer, set(logged)), *_schedulers(trainer, set(logged))]
+    found = [
+        *_declared(post_processing),
+        *_training_metrics(logged),
+        *_monitors(trainer, set(logged)),
+        *_schedulers(trainer, set(logged)),
+    ]
     found += _held_out(trainer)
     found.append(
         Release(
@@ -50,6 +58,19 @@ def uncovered_releases(trainer: Trainer, training_metrics: Iterable[str]) -> lis
         )
     )
     return found
+
+
+def _declared(post_processing: str | None) -> list[Release]:
+    if post_processing is None:
+        return []
+    return [
+        Release(
+            f"parameters declared as post-processing ({post_processing})",
+            "they were trained without noise, which eps covers only if their loss used private data through the private "
+            "parameters alone; that is a declaration (the self-check, unless switched off, looks at one early step)",
+            "Review that their loss sees no real sample, label or batch size, or leave them out of post_processing",
+        )
+    ]
 
 
 def _training_metrics(logged: list[str]) -> list[Release]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_dp.gradients.adaptive import AdaptiveClipping, AdaptiveThreshold
 from lightning_dp.gradients.clipping import Clipping, ClippingName
 from lightning_dp.gradients.contributions import Contribution, EmbeddingRows, OuterProduct, PerUnit
 from lightning_dp.gradients.engine import GradientEngine, LossReduction
@@ -10,6 +11,8 @@ from lightning_dp.gradients.rules import LayerCall, LayerRule, register_rule
 from lightning_dp.gradients.units import UnitMap
 
 __all__ = (
+    "AdaptiveClipping",
+    "AdaptiveThreshold",
     "Clipping",
     "ClippingName",
     "Contribution",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
+from lightning_dp.gradients.adaptive import AdaptiveThreshold
 from lightning_dp.gradients.backward import BackwardPass
 from lightning_dp.gradients.clipping import Clipping
 from lightning_dp.gradients.memory import Memory
@@ -40,7 +41,8 @@ class GradientEngine:
 
     Args:
         module: the network. It is only hooked; :meth:`close` (or leaving the ``with`` block) takes the hooks off.
-        clipping: the bound; see :class:`Clipping`.
+        clipping: the bound; see :class:`Clipping`. Or an :class:`AdaptiveThreshold`, which moves with every release; the
+            gradients then get more noise than ``noise_multiplier``, so that both releases together are what it says.
         noise_multiplier: noise standard deviation over C; 0 clips without privacy.
         expected_batch_size: the public denominator B.
         loss_reduction: whether the loss is the ``"mean"`` or the ``"sum"`` over the units of the (physical) batch.
@@ -48,6 +50,8 @@ class GradientEngine:
         memory_limit: bytes that the engine may take beyond the records of the pass, for gradients that it holds from the
             norm to the sum and for temporaries; ``None``: a share of what a plain step keeps. A small limit makes steps
             slower, never different, and never fails: one unit's gradient of one layer is always built.
+        parameters: those to privatise; the others are left to autograd, and whoever steps them answers for what their
+            gradient depends on. ``None``: all.
 
     Raises:
         PrivacyConfigError: for values out of range, complex or half-precision parameters.
@@ -69,13 +73,14 @@ class GradientEngine:
     def __init__(
         self,
         module: nn.Module,
-        clipping: Clipping,
+        clipping: Clipping | AdaptiveThreshold,
         *,
         noise_multiplier: float,
         expected_batch_size: float,
         loss_reduction: LossReduction = "mean",
         noise: NoiseSource | None = None,
         memory_limit: int | None = None,
+        parameters: Collection[nn.Parameter] | None = None,
     ) -> None:
         if not 0 <= noise_multiplier < float("inf"):
             raise PrivacyConfigError(f"noise_multiplier={noise_multiplier!r} must be a finite number >= 0")
@@ -90,14 +95,18 @@ class GradientEngine:
                     "float64 parameters. Keep the parameters in float32 and use bf16-mixed precision for speed; "
                     "complex parameters are not supported yet."
                 )
-        self.module, self.clipping = module, clipping
+        self.module = module
+        self.threshold = clipping if isinstance(clipping, AdaptiveThreshold) else None
+        self.clipping: Clipping = clipping.clipping if isinstance(clipping, AdaptiveThreshold) else clipping
         self.noise_multiplier, self.expected_batch_size = float(noise_multiplier), float(expected_batch_size)
         self.loss_reduction = loss_reduction
         self.noise = NoiseSource() if noise is None else noise
         self.dropped_units = 0
         """Units left out because their gradient was not finite. A private number: do not publish it."""
         self._memory = Memory(memory_limit)
-        self._taps = Taps(module)
+        self._private = None if parameters is None else frozenset(parameters)
+        self._selected = self._private
+        self._taps = Taps(module, self._private)
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._flat: list[tuple[list[nn.Parameter], Tensor]] = []
         self._bound = 0.0
@@ -117,9 +126,23 @@ class GradientEngine:
         self._memory.clear()
         self._forget_sums()
 
+    @property
+    def gradient_noise_multiplier(self) -> float:
+        """Noise on the gradients over C: ``noise_multiplier``, or more where a threshold takes its share of the privacy."""
+        if self.threshold is None:
+            return self.noise_multiplier
+        return self.threshold.config.gradient_noise_multiplier(self.noise_multiplier, self.expected_batch_size)
+
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that take part, in the network's order, each once."""
-        return [p for p in self._taps.parameters if p.requires_grad]
+        return [p for p in self._taps.parameters if p.requires_grad and (self._selected is None or p in self._selected)]
+
+    def select(self, parameters: Collection[nn.Parameter]) -> None:
+        """Turns to some of the private parameters: the next backward pass and release are about these alone."""
+        chosen = frozenset(parameters)
+        if self._private is not None and not chosen <= self._private:
+            raise PrivacyConfigError("only parameters that the engine privatises can be selected")
+        self._selected = chosen
 
     def backward(self, loss: Tensor, num_units: int | UnitMap, weights: Tensor | None = None) -> None:
         """Runs ``loss.backward()`` and adds the clipped sum over the batch's units; see :meth:`recording`."""
@@ -193,17 +216,24 @@ class GradientEngine:
             start, stop = flat.numel() * rank // world_size, flat.numel() * (rank + 1) // world_size
             # A bound lowered since (a schedule) does not bound what was summed before.
             sensitivity = max(self._bound, self.clipping.sensitivity)
-            self.noise.add_(flat[start:stop], self.noise_multiplier * sensitivity)
+            self.noise.add_(flat[start:stop], self.gradient_noise_multiplier * sensitivity)
             total = flat if reduce is None else reduce(flat)
             total.div_(self.expected_batch_size)
             for parameter, gradient in zip(group, _views(total, group), strict=True):
                 parameter.grad = gradient
+        if self.threshold is not None:
+            self.clipping = self.threshold.release(
+                self.noise_multiplier, self.expected_batch_size, self.noise, reduce, shard[0], self._device()
+            )
         self.discard()
 
     def discard(self) -> None:
         """Forgets the sums accumulated since the last step, unreleased."""
         self._forget_sums()
         self._bound = 0.0
+        if self.threshold is not None:
+            self.threshold.forget()
+        self._taps.uses.clear()
         self._taps.generation += 1
 
     def _forget_sums(self) -> None:
@@ -231,11 +261,18 @@ class GradientEngine:
         self._bound = max(self._bound, self.clipping.sensitivity)
         norms, kept = backward.finish()
         self._buffers()
-        group = self._groups()
-        squares = _group_sums([(group[parameter], norm) for parameter, norm in norms.items()], 1 + max(group.values()))
+        group, num_groups = self.clipping.groups(self.module, self.trainable())
+        if not norms.keys() <= group.keys():
+            raise PrivacyError(
+                "the loss gives a gradient to parameters beside those that this backward pass is for. Freeze them "
+                "(self.toggle_optimizer in a LightningModule) before the forward pass, and not after it."
+            )
+        squares = _group_sums([(group[parameter], norm) for parameter, norm in norms.items()], num_groups)
         # A mean over U units scales each unit's gradient by 1/U. U is private: undo it before the bound is applied.
         scale = units.loss_scale(self.loss_reduction)
         scale = scale.to(squares) if isinstance(scale, Tensor) else scale
+        if self.threshold is not None:
+            self.threshold.observe((squares * scale**2).sum(0), weights)
         coefficients, finite = self.clipping.coefficients(squares * scale**2)
         coefficients = coefficients * scale
         if weights is not None:
@@ -266,18 +303,6 @@ class GradientEngine:
                 "recurrent layers, which read their weights themselves, or activation checkpointing with use_reentrant=True "
                 "(use_reentrant=False works)."
             )
-
-    def _groups(self) -> dict[nn.Parameter, int]:
-        """The clipping group of each trainable parameter: its layer's number, or 0 where all are clipped together."""
-        if not self.clipping.by_layer:
-            return dict.fromkeys(self.trainable(), 0)
-        group: dict[nn.Parameter, int] = {}
-        number = 0
-        for module in self.module.modules():
-            own = [p for p in module.parameters(recurse=False) if p.requires_grad and p not in group]
-            group.update(dict.fromkeys(own, number))
-            number += bool(own)
-        return group
 
     def _accumulation_dtype(self) -> torch.dtype:
         wide = any(p.dtype == torch.float64 for p in self._taps.parameters)

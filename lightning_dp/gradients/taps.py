@@ -109,6 +109,7 @@ class Taps:
 
     Args:
         root: the network.
+        only: the parameters to follow; the others are left to autograd. ``None`` for all.
 
     Attributes:
         receive: set by the engine around the one backward pass whose gradient is to be privatised; it gets the record
@@ -118,8 +119,8 @@ class Taps:
         generation: which logical step forward passes belong to now; the engine counts.
     """
 
-    def __init__(self, root: nn.Module) -> None:
-        self.root = root
+    def __init__(self, root: nn.Module, only: frozenset[nn.Parameter] | None = None) -> None:
+        self.root, self._only = root, only
         self.receive: Callable[[Record], None] | None = None
         self.uses: Counter[nn.Parameter] = Counter()
         self.leaked: set[str] = set()
@@ -146,7 +147,7 @@ class Taps:
                     module.register_forward_hook(self._after, prepend=True, with_kwargs=True, always_call=True)
                 )
         for name, parameter in root.named_parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and (only is None or parameter in only):
                 self._watch(name, parameter)
 
     def _watch(self, name: str, parameter: nn.Parameter) -> None:
@@ -214,7 +215,8 @@ class Taps:
         else:
             parameters = module._parameters  # type: ignore[assignment]
         for name, parameter in parameters.items():
-            if parameter is not None and parameter.requires_grad:  # stand-ins, of an outer call, do not
+            followed = self._only is None or parameter in self._only
+            if parameter is not None and parameter.requires_grad and followed:  # stand-ins, of an outer call, do not
                 swapped[name] = parameter
         if swapped and site.random is not None and site.random(module):
             self._random_states[module] = RandomState.capture(next(iter(swapped.values())).device)

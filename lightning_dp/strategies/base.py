@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -15,10 +17,10 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_dp import _compat
-from lightning_dp.accounting import PrivacyLedger, PrivacySettings, PrivacySpent
+from lightning_dp.accounting import PrivacyLedger, PrivacySettings, PrivacySpent, Schedule
 from lightning_dp.accounting.events import Sampling
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
-from lightning_dp.gradients import Clipping, GradientEngine, LossReduction, NoiseSource
+from lightning_dp.gradients import AdaptiveThreshold, Clipping, GradientEngine, LossReduction, NoiseSource
 from lightning_dp.sampling import (
     LogicalSampler,
     PoissonSampler,
@@ -34,6 +36,8 @@ from lightning_dp.sampling import (
     why_not_private,
 )
 from lightning_dp.strategies.budget import Budget
+from lightning_dp.strategies.manual import ManualOptimization
+from lightning_dp.strategies.manualcheck import check_manual_module
 from lightning_dp.strategies.messages import announcement, budget_is_spent, not_private, plan_exceeds_budget
 from lightning_dp.strategies.processes import Processes, ProcessStrategy
 from lightning_dp.strategies.refusals import Subject, refuse
@@ -61,6 +65,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
         loss_reduction: whether ``training_step`` returns a mean or a sum.
         self_check: compare with plain PyTorch before the first step.
         seed: for tests only.
+        max_grad_norm_schedule: factors on the bound, step by step.
+        post_processing: names of what is trained without noise under manual optimisation.
         processes: Lightning's own arguments.
         unit: what is protected as a whole, and how much of it a step uses.
         max_batch_size: the most units in a step, for truncated Poisson sampling.
@@ -70,7 +76,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         self,
         mechanism: str,
         budget: Budget,
-        clipping: Clipping,
+        clipping: Clipping | AdaptiveThreshold,
         *,
         sampling: Sampling,
         physical_batch_size: int | None,
@@ -78,6 +84,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
         self_check: bool,
         seed: int | None,
         processes: Processes,
+        max_grad_norm_schedule: Schedule | None = None,
+        post_processing: Sequence[str] = (),
         unit: PrivacyUnit | None = None,
         max_batch_size: int | None = None,
     ) -> None:
@@ -97,11 +105,29 @@ class PrivateTrainingStrategy(ProcessStrategy):
             )
         if loss_reduction not in ("mean", "sum"):
             raise PrivacyConfigError(f"unknown loss_reduction {loss_reduction!r}; choose 'mean' or 'sum'")
-        self._mechanism, self._budget, self._clipping = mechanism, budget, clipping
+        self._mechanism, self._budget = mechanism, budget
+        self._threshold = clipping if isinstance(clipping, AdaptiveThreshold) else None
+        self._clipping = clipping.clipping if isinstance(clipping, AdaptiveThreshold) else clipping
         self._sampling, self._physical_batch_size = sampling, physical_batch_size
         self._max_batch_size = max_batch_size
         self._loss_reduction: LossReduction = loss_reduction
         self._self_check, self._seed = self_check, seed
+        self._bound_schedule = max_grad_norm_schedule
+        if self._bound_schedule is not None and self._threshold is not None:
+            raise PrivacyConfigError(
+                "adaptive clipping moves the bound by itself, and max_grad_norm_schedule would move it too. Choose one."
+            )
+        if (
+            self._threshold is not None
+            and budget.schedule is not None
+            and self._threshold.config.count_noise is not None
+        ):
+            raise PrivacyConfigError(
+                "with a noise schedule the count of unclipped samples needs noise that follows it. Use "
+                "AdaptiveClipping(count_noise=None)."
+            )
+        self._post_processing = (post_processing,) if isinstance(post_processing, str) else tuple(post_processing)
+        self._manual: ManualOptimization | None = None
         self._unit = PrivacyUnit() if unit is None else unit
         self._budget.unit = self._unit.name
         self._rows: UnitRows | None = None
@@ -128,6 +154,16 @@ class PrivateTrainingStrategy(ProcessStrategy):
         return self._budget.noise_multiplier
 
     @property
+    def clipping(self) -> Clipping:
+        """The bound in force. One that adapts is itself private: it may be logged."""
+        if self._threshold is not None:
+            return self._threshold.clipping
+        if self._bound_schedule is None or self._sampler is None:
+            return self._clipping
+        factor = self._bound_schedule.factor(max(0, self._position - 1), self._budget.planned)
+        return replace(self._clipping, max_grad_norm=self._clipping.max_grad_norm * factor)
+
+    @property
     def engine(self) -> GradientEngine | None:
         """The gradient engine while ``fit`` runs."""
         return self._engine
@@ -150,13 +186,17 @@ class PrivateTrainingStrategy(ProcessStrategy):
             delta=self._budget.delta,
             noise_multiplier=self._budget.noise_multiplier,
             max_grad_norm=self._clipping.max_grad_norm,
-            clipping=self._clipping.name,
+            clipping=self._clipping.name if self._threshold is None else "adaptive",
             sampling=self._sampling,
             sample_rate=self._sampler.sample_rate,
             expected_batch_size=self._sampler.expected_batch_size,
             dataset_size=self._sampler.dataset_size,
             accountant=self._budget.accountant,
             eps=self._budget.eps,
+            gradient_noise_multiplier=self._gradient_noise_multiplier(),
+            noise_multiplier_schedule=None if self._budget.schedule is None else str(self._budget.schedule),
+            max_grad_norm_schedule=None if self._bound_schedule is None else str(self._bound_schedule),
+            post_processing=", ".join(self._post_processing) or None,
             unit=self._unit.name,
         )
 
@@ -184,6 +224,9 @@ class PrivateTrainingStrategy(ProcessStrategy):
         if fitting:
             self.setup_optimizers(trainer)
             refuse("optimizers", self._subject())
+            self._manual = None if self._module.automatic_optimization else self._follow_optimizers()
+            # Refuses parameters without a bound.
+            self._clipping.groups(self._module, None if self._manual is None else self._manual.private_parameters)
         self.setup_precision_plugin()
         if fitting:
             _compat.move_optimizers(self.optimizers, self.root_device)
@@ -220,7 +263,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             self._settled = False
         self._settle()
         module, settings = self._module, self.settings()
-        if self._self_check:
+        if self._self_check and self._manual is None:
             assert self._loader is not None
             check_module(
                 module,
@@ -231,14 +274,29 @@ class PrivateTrainingStrategy(ProcessStrategy):
                 loss_reduction=self._loss_reduction,
                 rows=self._rows,
             )
+        if self._self_check and self._manual is not None:
+            assert self._loader is not None
+            check_manual_module(
+                module,
+                public=self._subject().declared(),
+                dataset=self._loader.dataset,
+                collate=self._loader.collate_fn,
+                run_step=self._run_user_step,
+                transfer=self._transfer,
+                loss_reduction=self._loss_reduction,
+                rows=self._rows,
+            )
         self._engine = GradientEngine(
             module,
-            self._clipping,
+            self.clipping if self._threshold is None else self._threshold,
             noise_multiplier=settings.noise_multiplier,
             expected_batch_size=settings.expected_batch_size,
             loss_reduction=self._loss_reduction,
             noise=NoiseSource(self._seed, self.global_rank),
+            parameters=None if self._manual is None else self._manual.private_parameters,
         )
+        if self._manual is not None:
+            self._manual.attach()
         self._announce(settings)
         if not self._budget.may_step(self._position):
             self._stop()
@@ -260,16 +318,23 @@ class PrivateTrainingStrategy(ProcessStrategy):
         # One draw for one batch, also where the module then skips it: a draw is never kept for another batch.
         self._step.begin(self._loader.take())
         self._position = self._step.number + 1
+        if self._manual is not None:
+            self._manual.begin()
+            self._running_engine.discard()  # nothing of the draw before, forward passes included
         if not self._settled:  # the loader was reloaded and its data set or batch size is another one
             self._settle()
             assert self._engine is not None
             assert self._sampler is not None
             self._engine.expected_batch_size = float(self._sampler.expected_batch_size)
+        if self._bound_schedule is not None:
+            self._running_engine.clipping = self.clipping  # the noise follows: its scale is read from the same object
 
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         _ = self._step.draw  # refuses a step whose gradient was released before
         output = super().training_step(*args, **kwargs)
+        if self._manual is not None:
+            return output
         if output is None or (isinstance(output, dict) and output.get("loss") is None):
             raise PrivacyError(
                 "training_step returned no loss. Skipping a batch depends on private data, and dropping it would let "
@@ -279,6 +344,9 @@ class PrivateTrainingStrategy(ProcessStrategy):
 
     @override
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        if self._manual is not None:
+            plain = partial(super().backward, closure_loss, optimizer, *args, **kwargs)
+            return self._manual.backward(closure_loss, self._step, self._running_engine, plain)
         units, weights = self._step.enter_backward()
         with self._running_engine.recording(units, weights):
             return super().backward(closure_loss, optimizer, *args, **kwargs)
@@ -287,7 +355,10 @@ class PrivateTrainingStrategy(ProcessStrategy):
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any | None = None, **kwargs: Any
     ) -> Any:
-        self._budget.charge(self._step.number)  # before the gradient exists: a crash can only over-count
+        if self._manual is not None:
+            return self._manual_step(self._manual, optimizer, closure, model, **kwargs)
+        event = self._budget.charge(self._step.number)  # before the gradient exists: a crash can only over-count
+        self._running_engine.noise_multiplier = event.noise_multiplier  # what is charged is what is added
 
         def private_closure() -> Any:
             loss = closure()
@@ -338,7 +409,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
         Neither the noise generator nor the sampling key is in it: whoever holds them subtracts the noise or knows who
         was sampled. A resumed run draws afresh, which is the same mechanism.
         """
-        return {"version": 1, "position": self._position, "budget": self._budget.state_dict()}
+        state = {"version": 1, "position": self._position, "budget": self._budget.state_dict()}
+        return state if self._threshold is None else {**state, "threshold": self._threshold.state_dict()}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -347,11 +419,39 @@ class PrivateTrainingStrategy(ProcessStrategy):
         # Never back: a draw of this process's key that was used once must not feed a second gradient.
         self._position = max(self._position, int(state["position"]))
         self._settled = False
+        if self._threshold is not None and "threshold" in state:
+            self._threshold.load_state_dict(state["threshold"])
 
     @override
     def workers_failed(self) -> None:
         """Closes the ledger: processes that died may have spent, and released, what this one cannot know."""
         self._budget.ledger_is_incomplete()
+
+    # --- manual optimisation ------------------------------------------------------------------------------------------
+
+    def _follow_optimizers(self) -> ManualOptimization:
+        declared = set(self._subject().declared())
+        return ManualOptimization(
+            self.optimizers, [p for name, p in self._module.named_parameters() if name in declared]
+        )
+
+    def _manual_step(
+        self, manual: ManualOptimization, optimizer: Optimizer, closure: Callable[[], Any], model: Any, **kwargs: Any
+    ) -> Any:
+        plain = super().optimizer_step
+        output = manual.step(
+            optimizer,
+            closure,
+            lambda private: plain(optimizer, private, model, **kwargs),
+            charge=lambda: self._budget.charge(self._step.number),
+            step=self._step,
+            engine=self._running_engine,
+            reduce=self.sum_over_ranks,
+            shard=(self.global_rank, self.world_size),
+        )
+        if self._position < self._budget.planned and not self._budget.may_step(self._position):
+            self._stop()
+        return output
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -372,7 +472,24 @@ class PrivateTrainingStrategy(ProcessStrategy):
 
     def _subject(self) -> Subject:
         calibrates = self._budget.eps is not None
-        return Subject(self._trainer, self._module, tuple(self.optimizers), calibrates)
+        return Subject(
+            self._trainer,
+            self._module,
+            tuple(self.optimizers),
+            calibrates,
+            splits=self._physical_batch_size is not None,
+            adapts=self._threshold is not None,
+            post_processing=self._post_processing,
+        )
+
+    def _gradient_noise_multiplier(self) -> float | None:
+        if self._manual is not None and len(self._manual.private) > 1:
+            return self._budget.noise_multiplier * self._manual.noise_factor
+        if self._threshold is None:
+            return None
+        assert self._sampler is not None
+        config, batch_size = self._threshold.config, self._sampler.expected_batch_size
+        return config.gradient_noise_multiplier(self._budget.noise_multiplier, batch_size)
 
     def _make_sampler(self, dataloader: Any) -> LogicalSampler:
         if self._key is None:
@@ -405,9 +522,22 @@ class PrivateTrainingStrategy(ProcessStrategy):
             self._trainer.fit_loop.setup_data()
         if self._sampler is None:
             return
-        planned = self._trainer.estimated_stepping_batches - self._trainer.global_step
-        self._budget.settle(self._sampler, max(0, planned), self._position)
+        self._budget.settle(self._sampler, self._planned_draws(), self._position)
         self._settled, self._settled_at = True, self._trainer.global_step
+
+    def _planned_draws(self) -> float:
+        """How many batches are still to come: steps of the optimizer where Lightning takes them, one a batch."""
+        trainer = self._trainer
+        if self._module.automatic_optimization:
+            return max(0, trainer.estimated_stepping_batches - trainer.global_step)
+        # Lightning counts every step of every optimizer; here a draw counts, whatever it feeds.
+        draws = float("inf")
+        if trainer.max_epochs not in (None, -1):
+            done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            draws = max(0, trainer.num_training_batches * max(trainer.max_epochs, 1) - done)
+        if trainer.max_steps != -1:
+            draws = min(draws, -(-max(0, trainer.max_steps - trainer.global_step) // len(self.optimizers)))
+        return draws
 
     def _finish_step(self, optimizer: Optimizer) -> None:
         """Runs the physical batches after the first, then turns the sum into the one private gradient."""
@@ -442,10 +572,12 @@ class PrivateTrainingStrategy(ProcessStrategy):
             warnings.append(plan_exceeds_budget(settings, self._budget.uncovered))
         for warning in warnings:
             rank_zero_warn(warning, category=PrivacyWarning)
-        planned = self._trainer.estimated_stepping_batches
+        planned = self._trainer.estimated_stepping_batches if self._manual is None else self._budget.planned
         rank_zero_info(announcement(settings, self.world_size, planned))
 
     def _release(self) -> None:
+        if self._manual is not None:
+            self._manual.detach()
         if self._engine is not None:
             self._engine.close()
         self._engine, self._step = None, StepUnderWay()

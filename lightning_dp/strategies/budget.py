@@ -8,11 +8,15 @@ from typing import Any, Protocol
 from lightning_dp.accounting import (
     EpsilonMeter,
     GaussianEvent,
+    LedgerEntry,
     PrivacyLedger,
     PrivacySpent,
+    Schedule,
+    affordable_prefix,
     affordable_steps,
     calibrate_noise_multiplier,
     get_accountant,
+    pieces,
     privacy_spent,
 )
 from lightning_dp.accounting.accountants import AccountantName
@@ -54,17 +58,23 @@ class Budget:
         delta: the additive slack of (eps, delta); ``None`` becomes 1/(10 n) once n is known.
         noise_multiplier: noise over sensitivity, or ``None`` to calibrate it to ``eps``.
         accountant: ``"pld"``, ``"rdp"`` or ``"prv"``.
+        schedule: factors on the noise multiplier, step by step; each step is charged with its own event.
 
     Raises:
         PrivacyConfigError: if not exactly one of ``eps`` and ``noise_multiplier`` is given, or a value is out of range.
     """
 
     def __init__(
-        self, eps: float | None, delta: float | None, noise_multiplier: float | None, accountant: AccountantName
+        self,
+        eps: float | None,
+        delta: float | None,
+        noise_multiplier: float | None,
+        accountant: AccountantName,
+        schedule: Schedule | None = None,
     ) -> None:
         _check(eps, delta, noise_multiplier)
         get_accountant(accountant)
-        self.eps, self.accountant = eps, accountant
+        self.eps, self.accountant, self.schedule = eps, accountant, schedule
         self.ledger = PrivacyLedger()
         self.unit = "sample"
         """What the ledger counts: the unit that is added or removed."""
@@ -72,6 +82,9 @@ class Budget:
         self._sampler: AccountedSampler | None = None
         self._event: GaussianEvent | None = None
         self._affordable = 0
+        self._covered = 0  # with a schedule: steps of lower number fit the budget together
+        self.planned: float = math.inf
+        """Number of the first step after the planned ones."""
         self.uncovered = 0
         """Planned compositions that the budget does not cover: steps, or passes when shuffling."""
         self._previous: int | None = None
@@ -87,16 +100,42 @@ class Budget:
 
     @property
     def noise_multiplier(self) -> float:
-        """Noise standard deviation over sensitivity. Raises PrivacyError before it is calibrated."""
+        """Noise standard deviation over sensitivity, before any schedule's factor.
+
+        Raises PrivacyError before it is calibrated.
+        """
         if self._noise_multiplier is None:
             raise PrivacyError("the noise is calibrated to eps when training begins; it is not known yet")
         return self._noise_multiplier
 
     @property
     def event(self) -> GaussianEvent:
-        """The mechanism event that one composition charges."""
+        """The mechanism event that one composition charges, before any schedule's factor."""
         assert self._event is not None, "Budget.settle has not run"
         return self._event
+
+    def event_of(self, step: int) -> GaussianEvent:
+        """The mechanism event of logical step number ``step``; the gradient must get its noise."""
+        if self.schedule is None:
+            return self.event
+        assert self._sampler is not None, "Budget.settle has not run"
+        return self._sampler.event(self.noise_multiplier * self.schedule.factor(step, self.planned))
+
+    def plan(self, start: int, steps: int) -> tuple[LedgerEntry, ...]:
+        """What ``steps`` steps from number ``start`` on charge, where every step is one composition."""
+        if steps < 1:
+            return ()
+        if self.schedule is None:
+            return (LedgerEntry(self.event, steps),)
+        assert self._sampler is not None, "Budget.settle has not run"
+        return tuple(
+            LedgerEntry(self._sampler.event(self.noise_multiplier * factor), length)
+            for factor, length in self._factors(start, steps)
+        )
+
+    def _factors(self, start: int, steps: int) -> tuple[tuple[float, int], ...]:
+        assert self.schedule is not None
+        return pieces(self.schedule.factor(step, self.planned) for step in range(start, start + steps))
 
     def share_segment(self, segment: str) -> None:
         """Gives the ledger of a rank that has charged nothing itself the name that rank 0's has.
@@ -127,6 +166,9 @@ class Budget:
                 f"outright would satisfy it. Use delta=None for 1/(10 n) = {1 / (10 * n):g}, or less."
             )
         planned = sampler.compositions(int(steps), start) if math.isfinite(steps) else 0
+        self.planned = start + steps
+        if self.schedule is not None:
+            self._check_schedule(sampler, start)
         spent = self.ledger.entries
         if self._noise_multiplier != 0:  # without noise there is no eps to lose
             _check_tail(sampler.event(1.0), planned, self._delta, n)
@@ -148,34 +190,52 @@ class Budget:
                 sampling=template.sampling,
                 tail=template.tail,
                 spent=spent,
+                factors=None if self.schedule is None else self._factors(start, max(1, planned)),
             )
             self._affordable = max(1, planned)
         # What another sampler object drew last says nothing about a pass of this one.
         self._previous = self._previous if sampler is self._sampler else None
         self._sampler, self._event = sampler, sampler.event(self._noise_multiplier)
         if self.eps is not None and not calibrating:
-            self._affordable = self._count_affordable(planned)
+            self._affordable = self._count_affordable(planned, start)
+        self._covered = start + self._affordable
         self.uncovered = 0 if self.eps is None else max(0, planned - self._affordable)
         self._meter = EpsilonMeter(self._delta, self.accountant, spent)
         if planned and self._noise_multiplier > 0:
-            self._meter.prime(self._event, planned if self.eps is None else max(1, min(planned, self._affordable)))
+            known = planned if self.eps is None else max(1, min(planned, self._affordable))
+            if self.schedule is None:
+                self._meter.prime(self._event, known)
+            else:
+                self._meter.prime_with(self.plan(start, known))
 
     def may_step(self, step: int) -> bool:
         """Whether logical step number ``step`` fits the budget. Charges nothing."""
-        return self.eps is None or not self._costs(step) or self._remaining() > 0
+        if self.eps is None or not self._costs(step):
+            return True
+        if self.schedule is None:
+            return self._remaining() > 0
+        # By number and not by count: steps that were skipped do not pay for later ones, which may cost more.
+        if step >= self._covered:
+            self._covered = step + self._count_affordable(100, step)
+        return step < self._covered
 
-    def charge(self, step: int) -> None:
+    def charge(self, step: int) -> GaussianEvent:
         """Enters logical step number ``step`` in the ledger. Call before its gradient exists.
+
+        Returns:
+            The event whose noise multiplier the gradient must get.
 
         Raises:
             PrivacyError: if the step would exceed the budget.
         """
         if not self.may_step(step):
             raise PrivacyError(f"the privacy budget eps={self.eps:g} is spent; this step must not be taken")
+        event = self.event_of(step)
         if self._costs(step):
-            self.ledger.charge(self.event)
+            self.ledger.charge(event)
             self._affordable -= 1
         self._previous = step
+        return event
 
     def epsilon(self) -> float:
         """An upper bound on eps spent so far, cheap enough for every step; exact at the planned end."""
@@ -238,13 +298,31 @@ class Budget:
 
     def _remaining(self) -> int:
         if self._affordable <= 0:
-            self._affordable = self._count_affordable(1000)
+            self._affordable = self._count_affordable(1000, 0)
         return self._affordable
 
-    def _count_affordable(self, limit: int) -> int:
+    def _check_schedule(self, sampler: AccountedSampler, start: int) -> None:
+        assert self.schedule is not None
+        if sampler.compositions(100, start) != 100:
+            raise PrivacyConfigError(
+                "a noise schedule charges every step with the noise it has, and this sampling charges several steps as one. "
+                "Use sampling='poisson', or constant noise."
+            )
+        self.schedule.factor(start, self.planned)  # refuses one that stretches over a training without an end
+
+    def _count_affordable(self, limit: int, start: int) -> int:
         assert self.eps is not None
         if limit < 1 or self.event.noise_multiplier == 0:
             return 0
+        if self.schedule is not None:
+            return affordable_prefix(
+                eps=self.eps,
+                delta=self.delta,
+                plan=lambda k: self.plan(start, k),
+                spent=self.ledger.entries,
+                accountant=self.accountant,
+                limit=limit,
+            )
         return affordable_steps(
             eps=self.eps,
             delta=self.delta,

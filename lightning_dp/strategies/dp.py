@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Literal
 
 import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import Precision
 
+from lightning_dp.accounting import Schedule
 from lightning_dp.accounting.accountants import AccountantName
 from lightning_dp.accounting.events import Sampling
-from lightning_dp.gradients import Clipping, ClippingName, LossReduction
+from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.gradients import AdaptiveClipping, AdaptiveThreshold, Clipping, ClippingName, LossReduction
 from lightning_dp.sampling import PrivacyUnit, UnitIds
 from lightning_dp.strategies.base import PrivateTrainingStrategy
 from lightning_dp.strategies.budget import Budget
@@ -41,11 +45,16 @@ class DPStrategy(PrivateTrainingStrategy):
         delta: the additive slack of (eps, delta)-differential privacy; ``None`` means 1/(10 n).
         noise_multiplier: noise standard deviation over ``max_grad_norm``; eps is then reported. 0 trains with clipping
             only: **not private**, eps = inf.
-        max_grad_norm: clipping bound C on each unit's gradient norm.
+        max_grad_norm: clipping bound C on each unit's gradient norm. With ``clipping="per_layer"`` also a mapping from
+            names of modules or parameters (patterns with ``*`` too) to bounds; C is then the root of the sum of squares.
         accountant: ``"pld"`` (tight), ``"rdp"`` or ``"prv"``.
+        noise_multiplier_schedule: factors on ``noise_multiplier`` (given or calibrated) that depend on the step alone, such as
+            :class:`~lightning_dp.accounting.LinearSchedule`; every step is charged with the noise that it has.
+        max_grad_norm_schedule: the same for ``max_grad_norm``. The noise, which is a multiple of it, moves along.
         sampling: ``"poisson"``; ``"truncated_poisson"``, which cuts draws at ``max_batch_size``; or ``"shuffle"`` for
             shuffled batches accounted without amplification (a much larger eps).
-        clipping: ``"flat"``, ``"per_layer"`` or ``"automatic"``.
+        clipping: ``"flat"``, ``"per_layer"``, ``"automatic"``, or ``"adaptive"`` for a bound that starts at ``max_grad_norm``
+            and follows a quantile of the gradient norms; :class:`~lightning_dp.gradients.AdaptiveClipping` sets which.
         max_batch_size: the most units in a step over all ranks, for ``sampling="truncated_poisson"``: a hard bound on
             the cost of a step. The chance that a draw is cut is part of delta; too small a value is refused.
         physical_batch_size: the most samples that a device holds at once, copies included; ``None`` does not split. A unit
@@ -58,6 +67,9 @@ class DPStrategy(PrivateTrainingStrategy):
         augmentation_multiplicity: K: each drawn sample is asked for K times, so that random transforms differ, and the
             K gradients are averaged before clipping (De et al. 2022, arXiv 2204.13650). Costs K times the computation
             and no privacy.
+        post_processing: with manual optimisation, names of the modules or parameters (patterns with ``*`` too) that are trained
+            without noise, because their loss uses private data through the private parameters alone: a generator, say.
+            **You declare it**; the self-check compares their gradients on different batches, and every report names them.
         loss_reduction: whether ``training_step`` returns the ``"mean"`` or the ``"sum"`` of the samples' losses. A unit's
             own loss is the mean over its samples in either case.
         self_check: compare the engine with plain PyTorch on a few samples before the first step.
@@ -86,15 +98,18 @@ class DPStrategy(PrivateTrainingStrategy):
         delta: float | None = None,
         *,
         noise_multiplier: float | None = None,
-        max_grad_norm: float = 1.0,
+        max_grad_norm: float | dict[str, float] = 1.0,
         accountant: AccountantName = "pld",
+        noise_multiplier_schedule: Schedule | None = None,
+        max_grad_norm_schedule: Schedule | None = None,
         sampling: Sampling = "poisson",
-        clipping: ClippingName = "flat",
+        clipping: ClippingName | Literal["adaptive"] | AdaptiveClipping = "flat",
         max_batch_size: int | None = None,
         physical_batch_size: int | None = None,
         unit: UnitIds | None = None,
         max_rows_per_unit: int | None = None,
         augmentation_multiplicity: int = 1,
+        post_processing: Sequence[str] = (),
         loss_reduction: LossReduction = "mean",
         self_check: bool = True,
         seed: int | None = None,
@@ -109,8 +124,8 @@ class DPStrategy(PrivateTrainingStrategy):
     ) -> None:
         super().__init__(
             "dp_sgd",
-            Budget(eps, delta, noise_multiplier, accountant),
-            Clipping(max_grad_norm, clipping),
+            Budget(eps, delta, noise_multiplier, accountant, noise_multiplier_schedule),
+            _clipping(max_grad_norm, clipping),
             sampling=sampling,
             physical_batch_size=physical_batch_size,
             loss_reduction=loss_reduction,
@@ -126,6 +141,22 @@ class DPStrategy(PrivateTrainingStrategy):
                 timeout,
                 start_method,
             ),
+            max_grad_norm_schedule=max_grad_norm_schedule,
+            post_processing=post_processing,
             unit=PrivacyUnit(unit, max_rows_per_unit, augmentation_multiplicity),
             max_batch_size=max_batch_size,
         )
+
+
+def _clipping(
+    max_grad_norm: float | Mapping[str, float], clipping: ClippingName | Literal["adaptive"] | AdaptiveClipping
+) -> Clipping | AdaptiveThreshold:
+    config = AdaptiveClipping() if clipping == "adaptive" else clipping
+    if not isinstance(config, AdaptiveClipping):
+        return Clipping.of(max_grad_norm, config)
+    if isinstance(max_grad_norm, Mapping):
+        raise PrivacyConfigError(
+            "adaptive clipping moves one bound over all parameters, and max_grad_norm gives several. Use one number to start "
+            "from, or clipping='per_layer' with the bounds as they are."
+        )
+    return AdaptiveThreshold(config, max_grad_norm)

@@ -15,9 +15,33 @@ def announcement(settings: PrivacySettings, world_size: int, planned_steps: floa
     return (
         f"Differential privacy: {budget} at delta={s.delta:g}, {s.relation.replace('_', '-')}; {s.sampling} sampling of "
         f"{s.dataset_size} {units}, expected batch size {s.expected_batch_size} over {world_size} process(es), "
-        f"{planned_steps:g} steps planned; noise multiplier {s.noise_multiplier:.4g}, {s.clipping} clipping at "
-        f"{s.max_grad_norm:g}; accountant {s.accountant}."
+        f"{planned_steps:g} steps planned; noise multiplier {s.noise_multiplier:.4g}{_gradients(s)}, {s.clipping} clipping "
+        f"{'from' if s.clipping == 'adaptive' else 'at'} {s.max_grad_norm:g}; accountant {s.accountant}.{_schedules(s)}"
+        f"{_post_processing(s)}"
     )
+
+
+def _schedules(s: PrivacySettings) -> str:
+    noise, bound = s.noise_multiplier_schedule, s.max_grad_norm_schedule
+    found = [f"noise multiplier {noise}"] if noise else []
+    found += [f"max_grad_norm {bound}"] if bound else []
+    return f" Schedules: {'; '.join(found)}." if found else ""
+
+
+def _post_processing(s: PrivacySettings) -> str:
+    if not s.post_processing:
+        return ""
+    return (
+        f" Declared as post-processing and trained WITHOUT noise: {s.post_processing}; eps covers them only if their loss uses "
+        "private data through the other parameters alone."
+    )
+
+
+def _gradients(s: PrivacySettings) -> str:
+    """Where a step releases more than gradients: what noise those get."""
+    if s.gradient_noise_multiplier is None:
+        return ""
+    return f" for a whole step ({s.gradient_noise_multiplier:.4g} on its gradients)"
 
 
 def budget_is_spent(settings: PrivacySettings, steps: int) -> str:

@@ -25,7 +25,7 @@ from lightning_dp.gradients.bare import tensors_in
 from lightning_dp.sampling import UnitRows
 from lightning_dp.strategies.step import unit_map
 
-__all__ = ("check_module",)
+__all__ = ("check_module", "muted_copy")
 
 TOLERANCE = 1e-2  # of the larger gradient's norm; a coupling or a wrong rule errs by far more, rounding by far less
 LOW_PRECISION_TOLERANCE = 1e-1  # bfloat16 keeps 8 bits
@@ -69,7 +69,7 @@ def check_module(
     Raises:
         PrivacyError: naming the module or the layer, and the fix.
     """
-    twin = _muted_copy(module)
+    twin = muted_copy(module)
     # Loading and transforming samples draws random numbers too: the user's streams go on as if no check had run.
     with isolate_rng(include_cuda=module.device.type == "cuda"):
         # Spread over the data set: in one that is sorted by class, the first samples are too alike to show a coupling.
@@ -280,7 +280,7 @@ def _error(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm()) / size
 
 
-def _muted_copy(module: LightningModule) -> LightningModule:
+def muted_copy(module: LightningModule) -> LightningModule:
     """A deep copy that keeps its trainer but logs nothing: what a check computes must not leave it."""
     try:
         twin = copy.deepcopy(module, _detached_copies(module))

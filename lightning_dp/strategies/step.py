@@ -67,6 +67,10 @@ class StepUnderWay:
         # A stand-in keeps user code, logs and collectives in step on an empty draw; it must weigh exactly nothing.
         return units, None if draw.real[self._chunk] else torch.zeros(units.num_units)
 
+    def allow_another_backward(self) -> None:
+        """After a release on a draw that may feed several, of one optimizer each."""
+        self._done = 0
+
     def end(self) -> None:
         """Closes the step: its sum is released, or forgotten."""
         self._draw = None

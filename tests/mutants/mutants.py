@@ -11,6 +11,7 @@ from dataclasses import dataclass
 __all__ = ("MUTANTS", "Edit", "Mutant")
 
 CLIPPING = "lightning_dp/gradients/clipping.py"
+ADAPTIVE = "lightning_dp/gradients/adaptive.py"
 BACKWARD = "lightning_dp/gradients/backward.py"
 CONTRIBUTIONS = "lightning_dp/gradients/contributions/base.py"
 EMBEDDING_ROWS = "lightning_dp/gradients/contributions/embedding_rows.py"
@@ -29,14 +30,18 @@ LOADER = "lightning_dp/sampling/loader.py"
 UNIT_ROWS = "lightning_dp/sampling/units.py"
 LEDGER = "lightning_dp/accounting/ledger.py"
 STRATEGY = "lightning_dp/strategies/base.py"
+MANUAL = "lightning_dp/strategies/manual.py"
 BUDGET = "lightning_dp/strategies/budget.py"
 
+ADAPTING = "tests/gradients/test_adaptive.py"
+LAYERS = "tests/gradients/test_clipping.py"
 SENSITIVITY = "tests/gradients/test_sensitivity.py"
 NOISES = "tests/gradients/test_noise.py"
 LEAKS = "tests/gradients/test_leaks.py"
 ROUTES = "tests/gradients/test_routes.py"
 RULES = "tests/gradients/rules"
 UNITS = "tests/gradients/test_units.py"
+BY_HAND = "tests/strategies/test_manual.py"
 CUT_TESTS = "tests/accounting/test_truncation.py"
 UNIT_TESTS = "tests/sampling/test_units.py"
 TRAPS = "tests/traps/test_traps.py"
@@ -84,8 +89,38 @@ CLIPPING_FAULTS = (
     ),
     _mutant(
         "each layer gets the whole bound", CLIPPING,
-        "bound = self.max_grad_norm / math.sqrt(norms.shape[0])", "bound = self.max_grad_norm",
+        "[self.max_grad_norm / math.sqrt(num_groups)] * num_groups", "[self.max_grad_norm] * num_groups",
         f"{SENSITIVITY}::test_unused_branch_and_per_layer_bounds",
+    ),
+    _mutant(
+        "the sensitivity of several layers is that of the largest", CLIPPING,
+        "math.hypot(*(bound for _, bound in layers)) if bounded", "max(bound for _, bound in layers) if bounded",
+        f"{LAYERS}::test_the_noise_follows_the_root_of_the_sum_of_squares",
+    ),
+    _mutant(
+        "a layer without a bound is let through", CLIPPING,
+        "            elif parameter in taking_part:\n", "            elif False:\n",
+        f"{LAYERS}::test_nothing_is_left_without_a_bound",
+    ),
+    _mutant(
+        "the count's share of the privacy is forgotten", ADAPTIVE,
+        "return float(left**-0.5)", "return noise_multiplier",
+        f"{ADAPTING}::test_gradients_and_count_together_are_the_nominal_mechanism",
+    ),
+    _mutant(
+        "the count is not centred", ADAPTIVE, "below.to(torch.float32) - BIT", "below.to(torch.float32)",
+        f"{ADAPTING}::test_one_unit_moves_the_pair_by_at_most_what_is_accounted",
+    ),
+    _mutant(
+        "the count has no noise", ADAPTIVE, "        if rank == 0:  # once over all ranks", "        if False:",
+        f"{ADAPTING}::test_the_count_gets_its_own_noise",
+    ),
+    _mutant(
+        "the threshold moves within a step", ENGINE,
+        "self.threshold.observe((squares * scale**2).sum(0), weights)\n",
+        "self.threshold.observe((squares * scale**2).sum(0), weights)\n"
+        "            self.clipping = Clipping(1.0)\n",
+        f"{ADAPTING}::test_physical_batches_share_one_threshold_and_one_count",
     ),
     _mutant(
         "a unit that is not finite is kept", CLIPPING,
@@ -117,7 +152,7 @@ CLIPPING_FAULTS = (
     ),
     _mutant(
         "several physical batches: only the last one counts", ENGINE,
-        "        self._buffers()\n        group = ", "        self._forget_sums()\n        self._buffers()\n        group = ",
+        "        self._buffers()\n        group, ", "        self._forget_sums()\n        self._buffers()\n        group, ",
         f"{TRAPS}::test_t6_physical_batches_add_up",
     ),
     _mutant(
@@ -169,7 +204,7 @@ CLIPPING_FAULTS = (
 NOISE_FAULTS = (
     _mutant(
         "noise halved", ENGINE,
-        "self.noise_multiplier * sensitivity", "0.5 * self.noise_multiplier * sensitivity",
+        "self.gradient_noise_multiplier * sensitivity", "0.5 * self.gradient_noise_multiplier * sensitivity",
         f"{NOISES}::test_scale_follows_the_clipping_and_the_public_batch_size", fast=True,
     ),
     _mutant(
@@ -186,9 +221,9 @@ NOISE_FAULTS = (
     ),
     _mutant(
         "no noise where no gradient arrived", ENGINE,
-        "            self.noise.add_(flat[start:stop], self.noise_multiplier * sensitivity)\n",
+        "            self.noise.add_(flat[start:stop], self.gradient_noise_multiplier * sensitivity)\n",
         "            touched = (flat != 0).to(flat)\n"
-        "            self.noise.add_(flat[start:stop], self.noise_multiplier * sensitivity)\n"
+        "            self.noise.add_(flat[start:stop], self.gradient_noise_multiplier * sensitivity)\n"
         "            flat.mul_(touched)\n",
         f"{NOISES}::test_parameters_without_a_gradient_get_noise_too",
     ),
@@ -408,7 +443,8 @@ ACCOUNTING_FAULTS = (
     ),
     _mutant(
         "charged after the step", STRATEGY,
-        "        self._budget.charge(self._step.number)  # before the gradient exists: a crash can only over-count\n\n"
+        "        event = self._budget.charge(self._step.number)  # before the gradient exists: a crash can only over-count\n"
+        "        self._running_engine.noise_multiplier = event.noise_multiplier  # what is charged is what is added\n\n"
         "        def private_closure() -> Any:\n"
         "            loss = closure()\n            self._finish_step(optimizer)\n",
         "        def private_closure() -> Any:\n            loss = closure()\n"
@@ -417,14 +453,69 @@ ACCOUNTING_FAULTS = (
         "tests/strategies/test_budget.py::test_a_step_is_charged_before_its_gradient_exists",
     ),
     _mutant(
-        "not charged at all", BUDGET, "            self.ledger.charge(self.event)\n", "",
+        "a schedule's noise is charged and not added", STRATEGY,
+        "        self._running_engine.noise_multiplier = event.noise_multiplier  # what is charged is what is added\n", "",
+        "tests/strategies/test_schedules.py::test_each_step_is_charged_with_its_own_noise",
+    ),
+    _mutant(
+        "a schedule's steps are charged alike", BUDGET,
+        "        event = self.event_of(step)\n", "        event = self.event\n",
+        "tests/strategies/test_schedules.py::test_a_scheduled_run_is_calibrated_to_the_budget",
+    ),
+    _mutant(
+        "calibration forgets the schedule", BUDGET,
+        "factors=None if self.schedule is None else self._factors(start, max(1, planned)),", "factors=None,",
+        "tests/strategies/test_schedules.py::test_a_scheduled_run_is_calibrated_to_the_budget",
+    ),
+    _mutant(
+        "skipped steps pay for dearer ones", BUDGET,
+        "return step < self._covered", "return self._remaining() > 0",
+        "tests/strategies/test_schedules.py::test_steps_that_were_skipped_do_not_pay_for_dearer_ones",
+    ),
+    _mutant(
+        "not charged at all", BUDGET, "            self.ledger.charge(event)\n", "",
         "tests/strategies/test_budget.py::test_the_planned_run_spends_just_the_budget[rdp-3.0]",
     ),
     _mutant(
         "the budget never ends", BUDGET,
-        "return self.eps is None or not self._costs(step) or self._remaining() > 0", "return True",
+        "if self.eps is None or not self._costs(step):", "if True:",
         "tests/strategies/test_budget.py::test_a_second_fit_stops_at_once_and_says_so",
         "tests/strategies/test_budget.py::test_a_resumed_run_stops_before_it_overshoots",
+    ),
+)  # fmt: skip
+
+MANUAL_FAULTS = (
+    _mutant(
+        "optimizers of one draw are noised as if each were alone", MANUAL,
+        "return math.sqrt(len(self.private))", "return 1.0",
+        f"{BY_HAND}::test_optimizers_share_the_event_of_their_draw",
+    ),
+    _mutant(
+        "several backward passes for one step", MANUAL, "if self._pending is not None:", "if False:",
+        f"{BY_HAND}::test_is_stopped_in_the_step",
+    ),
+    _mutant(
+        "several releases of one optimizer on one draw", MANUAL,
+        "            self._released.append(optimizer)\n", "",
+        f"{BY_HAND}::test_is_stopped_in_the_step",
+    ),
+    _mutant(
+        "steps round the strategy", MANUAL, "if self._stepping is not optimizer:", "if False:",
+        f"{BY_HAND}::test_is_stopped_in_the_step",
+    ),
+    _mutant(
+        "backward passes round the strategy", MANUAL, "            if not self._passing:\n", "            if False:\n",
+        f"{BY_HAND}::test_is_stopped_in_the_step",
+    ),
+    _mutant(
+        "post-processing is not compared over batches", "lightning_dp/strategies/manualcheck.py",
+        "if not error <= SAME:", "if False:",
+        f"{BY_HAND}::test_is_stopped_before_the_first_step",
+    ),
+    _mutant(
+        "a passage through the discriminator is noised for the generator's sake", MANUAL,
+        "        if reaches(loss, self.public_parameters):\n", "        if False:\n",
+        f"{BY_HAND}::test_the_discriminator_is_clipped_per_sample_and_the_generator_is_not",
     ),
 )  # fmt: skip
 
@@ -483,5 +574,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *LEAK_FAULTS,
     *SAMPLING_FAULTS,
     *ACCOUNTING_FAULTS,
+    *MANUAL_FAULTS,
     *STRATEGY_FAULTS,
 )

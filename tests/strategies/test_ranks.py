@@ -56,7 +56,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found, Found
     return first, second, alone
 
 
-EXACT = ("whole", "split", "sparse", "sparse_split", "units", "cut")
+EXACT = ("whole", "split", "sparse", "sparse_split", "units", "cut", "adaptive")
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -70,7 +70,7 @@ def test_two_ranks_are_one_without_noise(name: str, ranks: tuple[Found, Found, F
 def test_ranks_share_one_batch_and_keep_in_step(name: str, ranks: tuple[Found, Found, Found]) -> None:
     """The loader's batch size is that of both together; each rank runs the same number of forward passes."""
     first, second, alone = ranks
-    steps = {"whole": 8, "split": 8, "sparse": 30, "sparse_split": 15, "units": 6, "cut": 8}[name]
+    steps = {"whole": 8, "split": 8, "sparse": 30, "sparse_split": 15, "units": 6, "cut": 8, "adaptive": 8}[name]
     assert [r[name]["steps"] for r in ranks] == [r[name]["ledger"] for r in ranks] == [steps] * 3
     assert len({r[name]["sample_rate"] for r in ranks}) == len({r[name]["batches"] for r in ranks}) == 1
     assert len(first[name]["sizes"]) == len(second[name]["sizes"])
@@ -91,6 +91,24 @@ def test_ranks_hold_equal_parameters_after_noisy_steps(ranks: tuple[Found, Found
     assert torch.equal(first["noisy"]["parameters"], second["noisy"]["parameters"])
     assert torch.equal(first["noisy"]["gradients"], second["noisy"]["gradients"])
     assert not torch.allclose(first["noisy"]["parameters"], alone["noisy"]["parameters"])
+
+
+def test_the_threshold_is_one_on_all_ranks(ranks: tuple[Found, Found, Found]) -> None:
+    """With its noise, which comes once; without, it is that of one process, empty ranks and splits included."""
+    first, second, alone = ranks
+    assert first["adaptive_noisy"]["bound"] == second["adaptive_noisy"]["bound"] != alone["adaptive_noisy"]["bound"]
+    assert torch.equal(first["adaptive_noisy"]["parameters"], second["adaptive_noisy"]["parameters"])
+    assert first["adaptive"]["bound"] == second["adaptive"]["bound"] != 0.3
+    assert first["adaptive"]["bound"] == pytest.approx(alone["adaptive"]["bound"], rel=1e-6)
+
+
+def test_ranks_hold_equal_networks_after_manual_steps(ranks: tuple[Found, Found, Found]) -> None:
+    """The generator's latents differ from rank to rank; its gradient is averaged, the discriminator's summed."""
+    first, second, alone = ranks
+    for name in ("gan", "gan_exact"):
+        assert torch.equal(first[name]["parameters"], second[name]["parameters"])
+    assert [r["gan"]["ledger"] for r in ranks] == [8, 8, 8]
+    assert not torch.equal(first["gan"]["parameters"], alone["gan"]["parameters"])
 
 
 def test_eps_does_not_depend_on_the_number_of_ranks(ranks: tuple[Found, Found, Found]) -> None:

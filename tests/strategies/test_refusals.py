@@ -93,6 +93,22 @@ class TwoOptimizers(Tiny):
         return [torch.optim.SGD(self.net[0].parameters(), 0.1), torch.optim.SGD(self.net[2].parameters(), 0.1)]
 
 
+class SharedParameters(Tiny):
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(self.parameters(), 0.1), torch.optim.SGD(self.net[0].parameters(), 0.1)]
+
+
+class HalfHeld(Tiny):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net[0].parameters(), 0.1)
+
+
+def manual(kind: Callable[[], Tiny] = Tiny) -> LightningModule:
+    module = kind()
+    module.automatic_optimization = False
+    return module
+
+
 class NoOptimizer(Tiny):
     def configure_optimizers(self) -> Any:
         return None
@@ -178,8 +194,32 @@ ROWS: list[tuple[str, Case]] = [
         ),
     ),
     (
-        "manual_optimization",
-        Case("automatic_optimization=False", "GradientEngine", beside(nn.Identity, automatic_optimization=False)),
+        "manual_physical_batches",
+        Case(
+            "physical_batch_size",
+            "physical_batch_size=None and a smaller batch",
+            manual,
+            strategy={"physical_batch_size": 4},
+        ),
+    ),
+    ("post_processing_names", Case("automatic_optimization=False", "drop", strategy={"post_processing": ["net.0"]})),
+    (
+        "post_processing_names",
+        Case("generator", "named_parameters", manual, strategy={"post_processing": ["generator"]}),
+    ),
+    (
+        "post_processing_beside_private",
+        Case("one optimizer holds", "optimizer of its own", manual, strategy={"post_processing": ["net.0"]}),
+    ),
+    (
+        "post_processing_beside_private",
+        Case("covers every optimizer", "ordinary strategy", manual, strategy={"post_processing": ["net"]}),
+    ),
+    ("shared_parameters", Case("net.0.weight", "to one", lambda: manual(SharedParameters))),
+    ("parameters_without_optimizer", Case("net.2.weight", "requires_grad_(False)", lambda: manual(HalfHeld))),
+    (
+        "adaptive_with_several_optimizers",
+        Case("2 private optimizers", "automatic", lambda: manual(TwoOptimizers), strategy={"clipping": "adaptive"}),
     ),
     ("dataloader_iterator", Case("dataloader_iter", "batch, batch_idx", Iterating)),
     ("no_trainable_parameters", Case("no trainable parameters", "Unfreeze", frozen)),
@@ -313,9 +353,15 @@ def test_no_row_hides_behind_another(row: Refusal) -> None:
     for name, case in ROWS:
         if name == row.name:
             plugin = strategy(**case.strategy)
-            messages.append(
-                row.check(Subject(trainer(plugin, **case.trainer()), case.module(), (), "eps" in case.strategy))
+            subject = Subject(
+                trainer(plugin, **case.trainer()),
+                case.module(),
+                (),
+                "eps" in case.strategy,
+                splits="physical_batch_size" in case.strategy,
+                post_processing=tuple(case.strategy.get("post_processing", ())),
             )
+            messages.append(row.check(subject))
     assert any(messages)
     module, plugin = Tiny(), strategy()
     assert row.check(Subject(trainer(plugin), module, (module.configure_optimizers(),))) is None

@@ -12,16 +12,6 @@ from lightning_dp.strategies.refusals.table import Subject, listed, modules_of, 
 
 
 @row("module")
-def manual_optimization(s: Subject) -> str | None:
-    if not s.module.automatic_optimization:
-        return (
-            "automatic_optimization=False lets the module call backward and step by itself, past the private step. Use "
-            "automatic optimization with one optimizer; for other loops use lightning_dp.gradients.GradientEngine."
-        )
-    return None
-
-
-@row("module")
 def dataloader_iterator(s: Subject) -> str | None:
     if is_param_in_hook_signature(s.module.training_step, "dataloader_iter", explicit=True):
         return (

@@ -11,7 +11,7 @@ from lightning_dp.strategies.refusals.table import Subject, listed, names_traini
 def several_optimizers(s: Subject) -> str | None:
     # Lightning puts a stand-in where configure_optimizers returned None.
     number = sum(type(o).__name__ != "_MockOptimizer" for o in s.optimizers)
-    if number != 1:
+    if number != 1 and (s.module.automatic_optimization or number == 0):
         return (
             f"configure_optimizers returned {number} optimizers; a private step accounts for exactly one. Use "
             "one optimizer with several parameter groups."

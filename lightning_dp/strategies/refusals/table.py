@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import callbacks
 
 from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.gradients.clipping import fits
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -38,6 +39,14 @@ class Subject:
     module: LightningModule
     optimizers: tuple[torch.optim.Optimizer, ...] = ()
     calibrates: bool = False
+    splits: bool = False
+    adapts: bool = False
+    post_processing: tuple[str, ...] = ()
+
+    def declared(self) -> list[str]:
+        """Names of the parameters that are declared to be trained by post-processing."""
+        named = [name for name, _ in self.module.named_parameters()]
+        return [name for name in named if any(fits(name, pattern) for pattern in self.post_processing)]
 
 
 Check = Callable[[Subject], str | None]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.strategies.gan import GAN
 from tests.strategies.helpers import Tiny, flat, loader, strategy, trainer
 
 WIDE = 25_000  # coordinates whose noise is looked at
@@ -58,7 +59,14 @@ def run(module: Kept, data: Any, fit: dict[str, Any], *, rewind: Path | None = N
         "sample_rate": private.settings().sample_rate,
         "batches": trained.num_training_batches,
         "rank": private.global_rank,
+        "bound": private.clipping.max_grad_norm,
     }
+
+
+def run_gan(fit: dict[str, Any], **plugin: Any) -> dict[str, Any]:
+    module, private = GAN(), strategy(timeout=timedelta(seconds=60), post_processing=["generator"], **plugin)
+    trainer(private, **fit).fit(module, loader(64, 16))
+    return {"parameters": flat(module), "ledger": private.ledger.steps, "discriminator": module.seen["discriminator"]}
 
 
 def main(folder: Path, devices: int) -> None:
@@ -72,6 +80,10 @@ def main(folder: Path, devices: int) -> None:
         "split": run(Kept(momentum=0.9), usual, two, physical_batch_size=3, **exact),
         "sparse": run(Kept(), loader(30, 1), one, **exact),
         "sparse_split": run(Kept(), loader(30, 2), one, physical_batch_size=1, **exact),
+        "gan": run_gan(two, noise_multiplier=1.0),
+        "gan_exact": run_gan({**two, "max_steps": 1}, **exact),
+        "adaptive": run(Kept(), usual, two, clipping="adaptive", physical_batch_size=3, **exact),
+        "adaptive_noisy": run(Kept(), usual, two, clipping="adaptive", noise_multiplier=1.0),
         "units": run(Kept(), loader(64, 8), two, unit=OWNERS, max_rows_per_unit=3, physical_batch_size=4, **exact),
         "cut": run(Kept(), usual, two, sampling="truncated_poisson", max_batch_size=17, **exact),
         "noisy": run(Kept(), usual, two, eps=3),
