@@ -300,8 +300,7 @@ class GradientEngine:
                 f"autograd sent a gradient to {', '.join(leaked)} that did not pass through the layer that owns it, so "
                 "it is neither clipped nor noised. Usual causes: a weight used by a function outside its module "
                 "(F.linear(x, other.weight)), a regulariser inside the loss (use the optimizer's weight_decay), or "
-                "recurrent layers, which read their weights themselves, or activation checkpointing with use_reentrant=True "
-                "(use_reentrant=False works)."
+                "activation checkpointing with use_reentrant=True (use_reentrant=False works)."
             )
 
     def _accumulation_dtype(self) -> torch.dtype:
