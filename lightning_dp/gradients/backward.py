@@ -61,7 +61,7 @@ class BackwardPass:
         if record.rule is None:  # differentiates the call again, which does not belong inside autograd's own pass
             self._later.append(record)
             return
-        with self._arithmetic():
+        with self._arithmetic(), self.taps.paused():  # a rule may call the layer
             args, kwargs = record.inputs
             trainable = frozenset(record.trainable)
             call = LayerCall(

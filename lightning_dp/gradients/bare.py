@@ -46,17 +46,20 @@ class Expression:
             s for leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, Expression) for s in leaf.sources()
         }
 
-    def evaluate(self, parameters: Mapping[str, Tensor], rows: int, rows_per_unit: int) -> Tensor:
-        """The value for one unit: where the call named the batch's ``rows``, it names the unit's instead."""
+    def evaluate(self, parameters: Mapping[str, Tensor], rows: int, rows_per_unit: int, axis: int = 0) -> Tensor:
+        """The value for one unit: where the call named the batch's ``rows`` for ``axis``, it names the unit's instead."""
         if self.source is not None:
             return parameters[self.source]
         assert self.func is not None
+        name = getattr(self.func, "__name__", "")
+        if name == "transpose" and sorted(self.args[1:]) == [0, 1]:
+            axis = 1 - axis
         args, kwargs = map_leaves(
             (self.args, dict(self.kwargs)),
-            lambda leaf: leaf.evaluate(parameters, rows, rows_per_unit) if isinstance(leaf, Expression) else leaf,
+            lambda leaf: leaf.evaluate(parameters, rows, rows_per_unit, axis) if isinstance(leaf, Expression) else leaf,
         )
-        if getattr(self.func, "__name__", "") in ROW_COUNTS:
-            args = _replace_row_count(args, rows, rows_per_unit)
+        if name in ROW_COUNTS:
+            args = _replace_row_count(args, rows, rows_per_unit, axis)
         result = self.func(*args, **kwargs)
         value: Tensor = result if self.item is None else result[self.item]
         return value
@@ -189,12 +192,12 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     return change(value)
 
 
-def _replace_row_count(args: Sequence[Any], rows: int, rows_per_unit: int) -> tuple[Any, ...]:
+def _replace_row_count(args: Sequence[Any], rows: int, rows_per_unit: int, axis: int) -> tuple[Any, ...]:
     head, *sizes = args
     nested = bool(sizes) and isinstance(sizes[0], (tuple, list))
     numbers = list(sizes[0]) if nested else list(sizes)
-    if numbers and numbers[0] == rows:
-        numbers[0] = rows_per_unit
+    if len(numbers) > axis and numbers[axis] == rows:
+        numbers[axis] = rows_per_unit
     return (head, tuple(numbers), *sizes[1:]) if nested else (head, *numbers)
 
 

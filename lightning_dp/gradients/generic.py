@@ -8,7 +8,8 @@ instead of yielding a wrong norm.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,9 +54,10 @@ def generic_rule(
     def repeat(values: Mapping[str, Tensor], unit_inputs: Any) -> tuple[Tensor, ...]:
         args, kwargs = unit_inputs
         result = torch.func.functional_call(module, dict(values), args, kwargs)
-        return tuple(tensors_in(result))
+        return tuple(t for t in tensors_in(result) if t.is_floating_point())
 
-    return _per_unit(repeat, parameters, inputs, outputs, grads, units, name)
+    with _attributes_kept(module):
+        return _per_unit(repeat, parameters, inputs, outputs, grads, units, name)
 
 
 def mixed_call_rule(
@@ -93,7 +95,32 @@ def _per_unit(
             "return one value for each sample and take the mean outside, or freeze its parameters."
         )
     rows = outputs[0].shape[0] if outputs[0].dim() else 0
-    carried = [t for t in tensors_in(inputs) if t.dim() > 0 and t.shape[0] == rows]
+    carried = list({id(t): t for t in tensors_in(inputs) if t.dim() > 0 and t.shape[0] == rows}.values())
+    try:
+        gradients, results = _vectorised(repeat, parameters, inputs, carried, grads, used, units, name)
+    except PrivacyError:
+        raise
+    except Exception as error:  # whatever the module's own code raises for one unit's rows alone
+        raise PrivacyError(f"{_not_reproduced(name)} ({type(error).__name__}: {error})") from error
+    # Another reading of the inputs might reproduce the output where this one does not; but one that takes an input with
+    # a row for each sample as shared would also accept a layer that centres the batch.
+    pairs = zip(results, (units.by_unit(outputs[i].detach(), name, repeat=True) for i in used), strict=True)
+    if not all(reproduces(result, recorded) for result, recorded in pairs):
+        raise PrivacyError(_not_reproduced(name))
+    return {key: PerUnit(value.detach()) for key, value in gradients.items()}
+
+
+def _vectorised(
+    repeat: Repeat,
+    parameters: Mapping[str, Tensor],
+    inputs: Any,
+    carried: Sequence[Tensor],
+    grads: tuple[Tensor | None, ...],
+    used: Sequence[int],
+    units: UnitMap,
+    name: str,
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The units' gradients and outputs, if the tensors ``carried`` are split by unit and all others shared."""
     split = [units.by_unit(t.detach(), name, repeat=True) for t in carried]
     grouped = [units.by_unit(_tensor(grads[i]), name) for i in used]
     position = {id(t): i for i, t in enumerate(carried)}
@@ -112,9 +139,8 @@ def _per_unit(
             return [results[i] for i in used]
 
         results, pull_back = torch.func.vjp(forward, dict(values))  # type: ignore[misc]
-        for result, unit_grad in zip(results, unit_grads, strict=True):
-            if result.shape != unit_grad.shape:
-                raise PrivacyError(_not_reproduced(name))
+        if any(r.shape != g.shape for r, g in zip(results, unit_grads, strict=True)):
+            raise ValueError("its output has another shape for one unit alone")
         (gradient,) = pull_back([g.to(r.dtype) for g, r in zip(unit_grads, results, strict=True)])
         return gradient, results
 
@@ -125,10 +151,28 @@ def _per_unit(
     with warnings.catch_warnings():  # a missing batching rule makes a rare layer slow, not wrong
         warnings.filterwarnings("ignore", message="There is a performance drop")
         gradients, results = vectorised(dict(parameters), split, grouped)
-    for i, result in zip(used, results, strict=True):
-        if not reproduces(result.detach(), units.by_unit(outputs[i].detach(), name, repeat=True)):
-            raise PrivacyError(_not_reproduced(name))
-    return {key: PerUnit(value.detach()) for key, value in gradients.items()}
+    return gradients, [result.detach() for result in results]
+
+
+@contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Puts back what a repeated forward pass keeps on the module: a weight computed by a hook, an attention map.
+
+    Inside ``vmap`` these are tensors that nothing outside can use, copy or save.
+    """
+    before = [
+        (child, dict(vars(child)), {id(v): list(v) for v in vars(child).values() if isinstance(v, list)})
+        for child in module.modules()
+    ]
+    try:
+        yield
+    finally:
+        for child, attributes, lists in before:
+            vars(child).clear()
+            vars(child).update(attributes)
+            for value in attributes.values():
+                if isinstance(value, list):
+                    value[:] = lists[id(value)]
 
 
 def _evaluate(value: Any, parameters: Mapping[str, Tensor], rows: int, fold: int) -> Any:
@@ -144,9 +188,11 @@ def _evaluate(value: Any, parameters: Mapping[str, Tensor], rows: int, fold: int
 def _not_reproduced(name: str) -> str:
     return (
         f"{name} has no layer rule, and repeating it one privacy unit at a time does not reproduce its output. It "
-        "draws random numbers (dropout inside the module), couples the samples of the batch, or does not keep the "
-        "batch on axis 0 of its inputs and outputs. Move dropout into an nn.Dropout of its own, use batch_first "
-        "layouts, register a rule with lightning_dp.gradients.register_rule, or freeze the module's parameters."
+        "draws random numbers (dropout inside the module), couples the samples of the batch, changes its input in place, "
+        "does not keep the batch on axis 0 of its inputs and outputs, or is given a tensor for the whole batch that happens "
+        "to have as many rows (make it a buffer of the module). Move dropout into an nn.Dropout of its own, use "
+        "batch_first layouts, register a rule with lightning_dp.gradients.register_rule, or freeze the module's "
+        "parameters."
     )
 
 

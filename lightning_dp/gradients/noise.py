@@ -13,7 +13,7 @@ __all__ = ("NoiseSource",)
 
 RADIUS_BITS = 40  # of 64; the rest are the angle's
 RADIUS_MASK = (1 << RADIUS_BITS) - 1
-CHUNK = 1 << 20  # samples made at a time
+CHUNK = 1 << 19  # samples made at a time
 
 
 class NoiseSource:

@@ -227,7 +227,7 @@ class Taps:
                 stand_in = BareParameter.wrap(stand_in, Expression(source=site.prefix + name), owner)
             _put(module, name, stand_in)
         if self._follows and any(isinstance(t, BareParameter) for t in tensors_in((args, kwargs))):
-            return map_tensors((args, kwargs), lambda t: t.tapped() if isinstance(t, BareParameter) else t)
+            return _handed_over(module, args, kwargs)
         return None
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -293,6 +293,22 @@ class Taps:
         if device not in self._anchors:
             self._anchors[device] = torch.zeros((), device=device, requires_grad=True)
         return _Tap.apply(self, record, self._anchors[device], *outputs)  # type: ignore[no-any-return]
+
+
+def _handed_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments with bare parameters among them turned into tapped tensors; learned states have the batch on axis 1."""
+
+    def tapped(t: Tensor) -> Tensor:
+        return t.tapped() if isinstance(t, BareParameter) else t
+
+    def state(t: Tensor) -> Tensor:
+        rows_first = t.transpose(0, 1) if isinstance(t, BareParameter) and t.dim() > 1 else t
+        return rows_first.tapped().transpose(0, 1) if isinstance(rows_first, BareParameter) else t
+
+    if not isinstance(module, nn.RNNBase):
+        return map_tensors((args, kwargs), tapped)
+    named = {key: map_tensors(value, tapped if key == "input" else state) for key, value in kwargs.items()}
+    return (*map_tensors(args[:1], tapped), *map_tensors(args[1:], state)), named
 
 
 def _put(module: nn.Module, name: str, value: Tensor) -> None:

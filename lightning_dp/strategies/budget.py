@@ -170,7 +170,8 @@ class Budget:
         if self.schedule is not None:
             self._check_schedule(sampler, start)
         spent = self.ledger.entries
-        _check_tail(sampler.event(1.0), planned, self._delta, n)
+        if self._noise_multiplier != 0:  # without noise there is no eps to lose
+            _check_tail(sampler.event(1.0), planned, self._delta, n)
         calibrating = self._noise_multiplier is None
         if self._noise_multiplier is None:
             assert self.eps is not None

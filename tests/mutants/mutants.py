@@ -42,6 +42,7 @@ ROUTES = "tests/gradients/test_routes.py"
 RULES = "tests/gradients/rules"
 UNITS = "tests/gradients/test_units.py"
 BY_HAND = "tests/strategies/test_manual.py"
+CUT_TESTS = "tests/accounting/test_truncation.py"
 UNIT_TESTS = "tests/sampling/test_units.py"
 TRAPS = "tests/traps/test_traps.py"
 
@@ -281,7 +282,7 @@ LEAK_FAULTS = (
     ),
     _mutant(
         "the generic rule trusts its repetition", GENERIC,
-        "        if not reproduces(", "        if False and not reproduces(",
+        "    if not all(reproduces(", "    if False and not all(reproduces(",
         f"{LEAKS}::test_a_leaf_that_couples_its_rows_is_refused_by_name",
     ),
     _mutant(
@@ -351,6 +352,33 @@ SAMPLING_FAULTS = (
     _mutant(
         "ranks without samples have no batch", BATCHES, "missing = count - len(chunks)", "missing = 0",
         f"{TRAPS}::test_t3_all_ranks_take_the_same_steps",
+    ),
+    _mutant(
+        "cut draws cost no delta", "lightning_dp/accounting/accountants.py",
+        "math.fsum(entry.steps * entry.event.tail for entry in entries)", "0.0",
+        f"{CUT_TESTS}::test_the_tail_of_every_step_is_taken_off_delta",
+    ),
+    _mutant(
+        "the event of cut draws has no tail", SAMPLERS,
+        "replace(super().event(noise_multiplier), tail=self.tail)", "super().event(noise_multiplier)",
+        "tests/strategies/test_truncated.py::test_ledger_settings_and_reports_know_the_cut",
+    ),
+    _mutant(
+        "the last of a large draw are cut", SAMPLERS,
+        "np.sort(stream(self._key, _CUT_DOMAIN, step).permutation(drawn)[: self._max_batch_size])",
+        "drawn[: self._max_batch_size]",
+        "tests/sampling/test_samplers.py::test_the_units_that_a_cut_leaves_are_chosen_uniformly",
+    ),
+    _mutant(
+        "a draw that is just full has no tail", SAMPLERS,
+        "betainc(self._max_batch_size, self._dataset_size - self._max_batch_size + 1, self.sample_rate)",
+        "betainc(self._max_batch_size + 1, self._dataset_size - self._max_batch_size, self.sample_rate)",
+        "tests/sampling/test_samplers.py::test_the_tail_is_the_binomial_one",
+    ),
+    _mutant(
+        "the ledger forgets the tail", LEDGER,
+        "[event.tail] if event.sampling", "[0.0] if event.sampling",
+        f"{CUT_TESTS}::test_a_ledger_keeps_the_tail_and_refuses_a_cut_draw_without_one",
     ),
     _mutant(
         "a unit's rows are chosen once and for all", UNIT_ROWS,

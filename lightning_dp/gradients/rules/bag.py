@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_dp.gradients.contributions import Contribution
+from lightning_dp.gradients.contributions.base import row_squares
 from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 
 __all__ = ("TableRows", "embedding_bag_rule")
@@ -48,8 +49,8 @@ class TableRows(Contribution):
 
     @override
     def squared_norms(self) -> Tensor:
-        squares: Tensor = torch.linalg.vector_norm(self.rows, dim=1).square()
-        return self.rows.new_zeros(self.num_units).index_add_(0, self.unit, squares)
+        squares = self.rows.new_zeros(self.num_units)
+        return squares.index_add_(0, self.unit, row_squares(self.rows)) if len(self.rows) else squares
 
     @override
     def per_unit(self, start: int, stop: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_dp.gradients.contributions import Contribution, PerUnit
+from lightning_dp.gradients.contributions import CHUNK_ELEMENTS, Contribution, PerUnit
 from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 
 __all__ = ("channel_norm_rule", "channels_first_norm_rule", "shape_norm_rule")
@@ -54,20 +54,34 @@ def channels_first_norm_rule(call: LayerCall) -> dict[str, Contribution]:
 )
 def channel_norm_rule(call: LayerCall) -> dict[str, Contribution]:
     """Affine parameters over axis 1: sum over the spatial axes and the unit's rows."""
-    module, x, grad, units = call.module, call.x, call.grad, call.units
-
-    def positions(t: Tensor) -> Tensor:
-        grouped = units.by_unit(t.reshape(*t.shape[:2], -1).sum(2), call.name)
-        return grouped.sum(1)
-
+    module, x, grad = call.module, call.x, call.grad
+    if isinstance(module, nn.GroupNorm):
+        groups = module.num_groups
+    else:
+        assert isinstance(module, (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d))
+        groups = x.shape[1]
+    rows, channels = x.shape[:2]
+    size = max(1, CHUNK_ELEMENTS // max(1, x[0].numel()))
+    parts = [_by_row(x[i : i + size], grad[i : i + size], groups, module.eps) for i in range(0, rows, size)]
     found: dict[str, Contribution] = {}
-    if "weight" in call.trainable:
-        if isinstance(module, nn.GroupNorm):
-            normal = F.group_norm(x, module.num_groups, None, None, module.eps)
-        else:
-            assert isinstance(module, (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d))
-            normal = F.instance_norm(x, use_input_stats=True, eps=module.eps)
-        found["weight"] = PerUnit(positions(torch.mul(grad, normal)))
-    if "bias" in call.trainable:
-        found["bias"] = PerUnit(positions(grad))
+    for number, name in enumerate(("weight", "bias")):
+        if name in call.trainable:
+            gradients = torch.cat([part[number] for part in parts]).view(rows, channels)
+            found[name] = PerUnit(call.units.by_unit(gradients, call.name).sum(1))
     return found
+
+
+def _by_row(x: Tensor, grad: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Gradients of the affine parameters for each row and channel, ``(R * C,)`` each, by the library's own kernel.
+
+    Normalising R rows of C channels in G groups each is normalising one row of R * C channels in R * G groups, whose
+    affine parameters are then as many as rows and channels.
+    """
+    rows, channels, length = x.shape[0], x.shape[1], x[0, 0].numel()
+    x, grad = x.reshape(1, rows * channels, length), grad.reshape(1, rows * channels, length)
+    shape = (1, rows * channels, length, rows * groups)
+    _, mean, rstd = torch.native_group_norm(x, None, None, *shape, eps)
+    _, weight, bias = torch.ops.aten.native_group_norm_backward(
+        grad.contiguous(), x.contiguous(), mean, rstd, x.new_ones(rows * channels), *shape, (False, True, True)
+    )
+    return weight, bias

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_dp.gradients.bare import tensors_in
 from lightning_dp.gradients.contributions import Contribution
 from lightning_dp.gradients.replay import RandomState
+from lightning_dp.gradients.rules.borrowed import borrowed_rule
 from lightning_dp.gradients.units import UnitMap
 
 __all__ = ("Entry", "LayerCall", "LayerRule", "RowCounter", "find_entry", "find_rule", "register_rule")
@@ -122,6 +123,7 @@ def find_rule(module: nn.Module) -> LayerRule | None:
     A rule is only right for the computation that it was written for. It applies when the module's ``forward`` is the
     registered class's own and every parameter that this class owns sits where the class put it: a subclass with
     another ``forward``, or a weight that is itself computed (weight normalisation, parametrizations), is not covered.
+    A function that the user registered with Opacus for the module's class comes next.
     """
     entry = find_entry(module)
     return None if entry is None else entry.rule
@@ -129,6 +131,14 @@ def find_rule(module: nn.Module) -> LayerRule | None:
 
 def find_entry(module: nn.Module) -> Entry | None:
     """The rule for ``module`` and what was said of it; see :func:`find_rule`."""
+    entry = _registered(module)
+    if entry is None:
+        rule = borrowed_rule(module)
+        entry = None if rule is None else Entry(rule, None, None, lambda _: True)
+    return entry
+
+
+def _registered(module: nn.Module) -> Entry | None:
     for base in type(module).__mro__:
         entry = _RULES.get(base) or _RULES.get(f"{base.__module__}.{base.__qualname__}")
         if entry is not None:

@@ -201,6 +201,16 @@ def test_bfloat16_autocast_draws_the_same_masks() -> None:
         assert float((full - low).norm()) < 0.05 * float(full.norm())
 
 
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_evaluation_mode_agrees(need_weights: bool) -> None:
+    """Fine-tuning without dropout: with detached weights PyTorch may take its inference path, which has no gradient."""
+    torch.manual_seed(0)
+    module, x = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True).eval(), torch.randn(4, 5, 8)
+    assert_agrees(module, lambda m: m(x, x, x, need_weights=need_weights)[0], UnitMap(4))
+    behind = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).eval()
+    assert_agrees(behind, lambda m: m(x), UnitMap(4))
+
+
 class Scaled(nn.MultiheadAttention):
     """A subclass with a forward pass of its own."""
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_dp.gradients import UnitMap
+from lightning_dp.gradients import Clipping, GradientEngine, UnitMap
 from lightning_dp.gradients.rules.bag import TableRows
 from tests.gradients.rules.agreement import assert_agrees, row_counts, unit_maps
 
@@ -128,3 +128,20 @@ def test_rows_of_a_unit_that_is_not_finite_are_dropped() -> None:
     kept = rows.keep(torch.tensor([True, False]))
     assert kept.weighted_sum(torch.ones(2)).flatten().tolist() == [0, 0, 1]
     assert kept.per_unit(0, 2).flatten().tolist() == [0, 0, 1, 0, 0, 0]
+
+
+def test_a_word_that_cancels_itself_does_not_round_the_others_away() -> None:
+    """+1e15 and -1e15 in one table row: summed in turn, they push every other unit's digits out of the float."""
+    torch.manual_seed(0)
+    module, index, grad = table("sum"), torch.zeros(20, 2, dtype=torch.int64), torch.randn(20, WIDTH)
+    weights = torch.ones(20, 2)
+    weights[-1] = torch.tensor([1e15, -1e15])
+
+    def total(rows: int) -> Tensor:
+        with GradientEngine(
+            module, Clipping(1.0), noise_multiplier=0.0, expected_batch_size=1, loss_reduction="sum"
+        ) as engine:
+            engine.backward((module(index[:rows], per_sample_weights=weights[:rows]) * grad[:rows]).sum(), rows)
+            return engine.clipped_sum()[0]
+
+    assert float((total(20) - total(19)).norm()) <= 1e-4

@@ -163,6 +163,40 @@ def test_a_tagger_with_a_computed_initial_state_agrees(kind: str) -> None:
     assert_agrees(Tagger(kind), lambda m: m(index, lengths), UnitMap(5))
 
 
+class Learned(nn.Module):
+    """Initial states that are parameters, in the ways in which people spread them over the batch."""
+
+    def __init__(self, kind: type[nn.RNNBase], spread: str) -> None:
+        super().__init__()
+        self.start, self.spread = nn.Parameter(torch.randn(2, 1, 4)), spread
+        self.body = kind(3, 4, 2, batch_first=spread != "repeat")
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = len(x)
+        if self.spread == "expand":
+            state = self.start.expand(-1, rows, -1).contiguous()
+        elif self.spread == "repeat":
+            state = torch.tanh(self.start).repeat(1, rows, 1)
+        else:
+            state = self.start.transpose(0, 1).expand(rows, 2, 4).transpose(0, 1).contiguous()
+        state = (state, state * 0.5) if isinstance(self.body, nn.LSTM) else state
+        if self.body.batch_first:
+            return self.body(x, state)[0]
+        return self.body(x.transpose(0, 1), hx=state)[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize("spread", ["expand", "repeat", "transposed"])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_learned_initial_states_agree(kind: type[nn.RNNBase], spread: str) -> None:
+    torch.manual_seed(0)
+    module = Learned(kind, spread)
+    for rows in (5, 4, 2, 1):  # as many rows as features, and as layers
+        x = torch.randn(rows, 5, 3)
+        assert_agrees(module, lambda m, x=x: m(x), UnitMap(rows))
+    x, rows = torch.randn(5, 5, 3), torch.tensor([0, 2, 2, 1, 0])
+    assert_agrees(module, lambda m: m(x), UnitMap(3, rows))
+
+
 @pytest.mark.parametrize("frozen", ["weight_ih_l0", "bias_hh_l0", "weight_hh_l1"])
 def test_frozen_weights_take_no_part(frozen: str) -> None:
     torch.manual_seed(0)

@@ -85,6 +85,7 @@ def main(folder: Path, devices: int) -> None:
         "adaptive": run(Kept(), usual, two, clipping="adaptive", physical_batch_size=3, **exact),
         "adaptive_noisy": run(Kept(), usual, two, clipping="adaptive", noise_multiplier=1.0),
         "units": run(Kept(), loader(64, 8), two, unit=OWNERS, max_rows_per_unit=3, physical_batch_size=4, **exact),
+        "cut": run(Kept(), usual, two, sampling="truncated_poisson", max_batch_size=17, **exact),
         "noisy": run(Kept(), usual, two, eps=3),
         "noise": run(wide, usual, {**one, "max_steps": 1}, noise_multiplier=3.0, max_grad_norm=0.5, self_check=False),
         "rewound": run(Kept(), usual, two, rewind=rewind, noise_multiplier=1.0),
