@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -35,6 +34,7 @@ from lightning_dp.sampling import (
     new_key,
     why_not_private,
 )
+from lightning_dp.strategies.bound import Bound
 from lightning_dp.strategies.budget import Budget
 from lightning_dp.strategies.manual import ManualOptimization
 from lightning_dp.strategies.manualcheck import check_manual_module
@@ -106,26 +106,11 @@ class PrivateTrainingStrategy(ProcessStrategy):
         if loss_reduction not in ("mean", "sum"):
             raise PrivacyConfigError(f"unknown loss_reduction {loss_reduction!r}; choose 'mean' or 'sum'")
         self._mechanism, self._budget = mechanism, budget
-        self._threshold = clipping if isinstance(clipping, AdaptiveThreshold) else None
-        self._clipping = clipping.clipping if isinstance(clipping, AdaptiveThreshold) else clipping
+        self._bound = Bound(clipping, max_grad_norm_schedule, budget.schedule)
         self._sampling, self._physical_batch_size = sampling, physical_batch_size
         self._max_batch_size = max_batch_size
         self._loss_reduction: LossReduction = loss_reduction
         self._self_check, self._seed = self_check, seed
-        self._bound_schedule = max_grad_norm_schedule
-        if self._bound_schedule is not None and self._threshold is not None:
-            raise PrivacyConfigError(
-                "adaptive clipping moves the bound by itself, and max_grad_norm_schedule would move it too. Choose one."
-            )
-        if (
-            self._threshold is not None
-            and budget.schedule is not None
-            and self._threshold.config.count_noise is not None
-        ):
-            raise PrivacyConfigError(
-                "with a noise schedule the count of unclipped samples needs noise that follows it. Use "
-                "AdaptiveClipping(count_noise=None)."
-            )
         self._post_processing = (post_processing,) if isinstance(post_processing, str) else tuple(post_processing)
         self._manual: ManualOptimization | None = None
         self._unit = PrivacyUnit() if unit is None else unit
@@ -156,12 +141,9 @@ class PrivateTrainingStrategy(ProcessStrategy):
     @property
     def clipping(self) -> Clipping:
         """The bound in force. One that adapts is itself private: it may be logged."""
-        if self._threshold is not None:
-            return self._threshold.clipping
-        if self._bound_schedule is None or self._sampler is None:
-            return self._clipping
-        factor = self._bound_schedule.factor(max(0, self._position - 1), self._budget.planned)
-        return replace(self._clipping, max_grad_norm=self._clipping.max_grad_norm * factor)
+        if self._sampler is None and self._bound.schedule is not None:  # which needs to know the plan
+            return self._bound.first
+        return self._bound.at(max(0, self._position - 1), self._budget.planned)
 
     @property
     def engine(self) -> GradientEngine | None:
@@ -185,8 +167,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
             mechanism=self._mechanism,
             delta=self._budget.delta,
             noise_multiplier=self._budget.noise_multiplier,
-            max_grad_norm=self._clipping.max_grad_norm,
-            clipping=self._clipping.name if self._threshold is None else "adaptive",
+            max_grad_norm=self._bound.first.max_grad_norm,
+            clipping=self._bound.name,
             sampling=self._sampling,
             sample_rate=self._sampler.sample_rate,
             expected_batch_size=self._sampler.expected_batch_size,
@@ -195,7 +177,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             eps=self._budget.eps,
             gradient_noise_multiplier=self._gradient_noise_multiplier(),
             noise_multiplier_schedule=None if self._budget.schedule is None else str(self._budget.schedule),
-            max_grad_norm_schedule=None if self._bound_schedule is None else str(self._bound_schedule),
+            max_grad_norm_schedule=None if self._bound.schedule is None else str(self._bound.schedule),
             post_processing=", ".join(self._post_processing) or None,
             unit=self._unit.name,
         )
@@ -226,7 +208,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             refuse("optimizers", self._subject())
             self._manual = None if self._module.automatic_optimization else self._follow_optimizers()
             # Refuses parameters without a bound.
-            self._clipping.groups(self._module, None if self._manual is None else self._manual.private_parameters)
+            self._bound.first.groups(self._module, None if self._manual is None else self._manual.private_parameters)
         self.setup_precision_plugin()
         if fitting:
             _compat.move_optimizers(self.optimizers, self.root_device)
@@ -288,7 +270,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             )
         self._engine = GradientEngine(
             module,
-            self.clipping if self._threshold is None else self._threshold,
+            self._bound.threshold or self.clipping,
             noise_multiplier=settings.noise_multiplier,
             expected_batch_size=settings.expected_batch_size,
             loss_reduction=self._loss_reduction,
@@ -326,7 +308,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             assert self._engine is not None
             assert self._sampler is not None
             self._engine.expected_batch_size = float(self._sampler.expected_batch_size)
-        if self._bound_schedule is not None:
+        if self._bound.schedule is not None:
             self._running_engine.clipping = self.clipping  # the noise follows: its scale is read from the same object
 
     @override
@@ -409,8 +391,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
         Neither the noise generator nor the sampling key is in it: whoever holds them subtracts the noise or knows who
         was sampled. A resumed run draws afresh, which is the same mechanism.
         """
-        state = {"version": 1, "position": self._position, "budget": self._budget.state_dict()}
-        return state if self._threshold is None else {**state, "threshold": self._threshold.state_dict()}
+        budget, bound = self._budget.state_dict(), self._bound.state_dict()
+        return {"version": 1, "position": self._position, "budget": budget, **bound}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -419,8 +401,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         # Never back: a draw of this process's key that was used once must not feed a second gradient.
         self._position = max(self._position, int(state["position"]))
         self._settled = False
-        if self._threshold is not None and "threshold" in state:
-            self._threshold.load_state_dict(state["threshold"])
+        self._bound.load_state_dict(state)
 
     @override
     def workers_failed(self) -> None:
@@ -478,18 +459,15 @@ class PrivateTrainingStrategy(ProcessStrategy):
             tuple(self.optimizers),
             calibrates,
             splits=self._physical_batch_size is not None,
-            adapts=self._threshold is not None,
+            adapts=self._bound.threshold is not None,
             post_processing=self._post_processing,
         )
 
     def _gradient_noise_multiplier(self) -> float | None:
         if self._manual is not None and len(self._manual.private) > 1:
             return self._budget.noise_multiplier * self._manual.noise_factor
-        if self._threshold is None:
-            return None
         assert self._sampler is not None
-        config, batch_size = self._threshold.config, self._sampler.expected_batch_size
-        return config.gradient_noise_multiplier(self._budget.noise_multiplier, batch_size)
+        return self._bound.gradient_noise_multiplier(self._budget.noise_multiplier, self._sampler.expected_batch_size)
 
     def _make_sampler(self, dataloader: Any) -> LogicalSampler:
         if self._key is None:

@@ -71,8 +71,8 @@ class ManualOptimization:
         def passing(_: Tensor) -> None:
             if not self._passing:
                 raise PrivacyError(
-                    "a backward pass went round self.manual_backward and reached parameters declared as post-processing: nobody "
-                    "looked at whether it was private. Call self.manual_backward(loss) instead of loss.backward()."
+                    "a backward pass went round self.manual_backward and reached parameters declared as post-processing: "
+                    "nobody looked at whether it was private. Call self.manual_backward(loss) instead of loss.backward()."
                 )
 
         self._handles = [o.register_step_pre_hook(guard) for o in self.private]

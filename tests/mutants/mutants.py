@@ -548,7 +548,7 @@ STRATEGY_FAULTS = (
     ),
     _mutant(
         "the sampling key goes into the checkpoint", STRATEGY,
-        '"position": self._position,', '"position": self._position, "key": self._key,',
+        '"position": self._position, "budget"', '"position": self._position, "key": self._key, "budget"',
         "tests/strategies/test_resume.py::test_the_checkpoint_is_plain_python_and_holds_no_secret",
     ),
     _mutant(

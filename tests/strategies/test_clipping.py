@@ -148,7 +148,7 @@ def test_yaml_says_it_all(
     plugin = command_line(["--config", str(path)], run=False).trainer.strategy
     assert isinstance(plugin, DPStrategy)
     assert plugin.clipping.max_grad_norm == expected[1]
-    assert (plugin._threshold is not None) == (expected[0] == "adaptive")
+    assert (plugin._bound.threshold is not None) == (expected[0] == "adaptive")
     if "0.7" in arguments:
-        assert plugin._threshold is not None
-        assert plugin._threshold.config == AdaptiveClipping(0.7, 0.1)
+        assert plugin._bound.threshold is not None
+        assert plugin._bound.threshold.config == AdaptiveClipping(0.7, 0.1)

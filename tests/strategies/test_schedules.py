@@ -216,4 +216,4 @@ data:
     plugin = command_line(["--config", str(path)], run=False).trainer.strategy
     assert isinstance(plugin, DPStrategy)
     assert plugin._budget.schedule == LinearSchedule(1.5, 0.7)
-    assert plugin._bound_schedule == StepSchedule(0.5, 100)
+    assert plugin._bound.schedule == StepSchedule(0.5, 100)
