@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_dp.gradients.contributions import Contribution, PerUnit
+from lightning_dp.gradients.contributions import Contribution, OuterProduct, PerUnit
 from lightning_dp.gradients.contributions.product_sum import ProductSum
 from lightning_dp.gradients.memory import Memory
 from lightning_dp.gradients.rules.registry import LayerCall, register_rule
@@ -157,7 +157,9 @@ def conv_rule(call: LayerCall) -> dict[str, Contribution]:
     if "weight" in call.trainable:
         geometry = ConvGeometry(module)
         x = units.by_unit(geometry.pad(call.x), call.name)
-        found["weight"] = ConvWeight(x, units.by_unit(grad, call.name), module.weight.shape, geometry)
+        weight = ConvWeight(x, units.by_unit(grad, call.name), module.weight.shape, geometry)
+        pointwise = weight.sizes[0] == 1 and geometry.kernel_elements == 1  # a linear layer in all but its axes
+        found["weight"] = OuterProduct(*weight.columns(0, weight.num_units), weight.shape) if pointwise else weight
     if "bias" in call.trainable:
         found["bias"] = PerUnit(units.by_unit(grad.flatten(2).sum(2), call.name).sum(1))
     return found
