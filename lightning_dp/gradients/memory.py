@@ -16,7 +16,7 @@ CHUNK_BYTES = 1 << 22  # temporaries of this size stay in cache; above 32 MiB, e
 SHARE = (
     0.15  # of what the recorded inputs and the parameters take: what gradients may be held in when nothing else is said
 )
-LEAST = 1 << 23  # small networks: their gradients may be held whatever the share
+LEAST = 1 << 20  # small networks: their gradients may be held whatever the share
 
 
 class Memory:
