@@ -6,7 +6,9 @@ from lightning_dp.gradients.adaptive import AdaptiveClipping, AdaptiveThreshold
 from lightning_dp.gradients.clipping import Clipping, ClippingName
 from lightning_dp.gradients.contributions import Contribution, EmbeddingRows, OuterProduct, PerUnit
 from lightning_dp.gradients.engine import GradientEngine, LossReduction
+from lightning_dp.gradients.graphs import rows_of_units, units_of_batch
 from lightning_dp.gradients.noise import NoiseSource
+from lightning_dp.gradients.row_memory import RowMemory
 from lightning_dp.gradients.rules import LayerCall, LayerRule, register_rule
 from lightning_dp.gradients.units import UnitMap
 
@@ -24,6 +26,9 @@ __all__ = (
     "NoiseSource",
     "OuterProduct",
     "PerUnit",
+    "RowMemory",
     "UnitMap",
     "register_rule",
+    "rows_of_units",
+    "units_of_batch",
 )

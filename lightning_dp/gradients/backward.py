@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
-from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients.contributions import Contribution, joint_squared_norms
 from lightning_dp.gradients.generic import generic_rule, mixed_call_rule
 from lightning_dp.gradients.memory import Memory
 from lightning_dp.gradients.rules import LayerCall
 from lightning_dp.gradients.taps import Record, Taps
-from lightning_dp.gradients.units import UnitMap
+from lightning_dp.gradients.units import MAIN, UnitMap
+from lightning_dp.gradients.whole_batch import whole_batch_rule
 
 __all__ = ("BackwardPass",)
 
@@ -33,7 +32,6 @@ class BackwardPass:
         units: which rows belong to which unit.
         dtype: norms and sums are kept in it.
         memory: what may be held.
-        folds: rows per unit that each layer saw in earlier passes; shared over passes.
         arithmetic: a context in which float32 means float32.
     """
 
@@ -43,29 +41,29 @@ class BackwardPass:
         units: UnitMap,
         dtype: torch.dtype,
         memory: Memory,
-        folds: dict[tuple[str, int], int],
         arithmetic: Arithmetic,
     ) -> None:
         self.taps, self.units, self.dtype, self.memory = taps, units, dtype, memory
-        self._folds, self._arithmetic = folds, arithmetic
-        self._calls: Counter[str] = Counter()
+        self._arithmetic = arithmetic
         self._uses: dict[nn.Parameter, list[Contribution]] = {}
         self._norms: dict[nn.Parameter, Tensor] = {}
-        self._later: list[Record] = []
+        self._later: list[tuple[Record, UnitMap]] = []
         self.empty = True
 
     def receive(self, record: Record) -> None:
         """Takes the record of one layer, complete with its output gradient."""
         self.empty = False
-        self._check_fold(record)
+        units = self._units_of(record)
+        if units is None:
+            return
         if record.rule is None:  # differentiates the call again, which does not belong inside autograd's own pass
-            self._later.append(record)
+            self._later.append((record, units))
             return
         with self._arithmetic(), self.taps.paused():  # a rule may call the layer
             args, kwargs = record.inputs
             trainable = frozenset(record.trainable)
             call = LayerCall(
-                record.module, record.name, args, kwargs, record.grads, self.units, trainable, self.dtype,
+                record.module, record.name, args, kwargs, record.grads, units, trainable, self.dtype,
                 record.outputs, record.random_state,
             )  # fmt: skip
             self._add(record, record.rule(call))
@@ -73,8 +71,8 @@ class BackwardPass:
     def finish(self) -> tuple[Mapping[nn.Parameter, Tensor], Mapping[nn.Parameter, Sequence[Contribution]]]:
         """The squared norms ``(U,)`` of each parameter's units, and the contributions to sum."""
         with self._arithmetic():
-            for record in self._later:
-                self._add(record, self._generic(record))
+            for record, units in self._later:
+                self._add(record, self._generic(record, units))
             self._later.clear()
             kept: dict[nn.Parameter, Sequence[Contribution]] = {}
             for parameter, uses in self._uses.items():
@@ -112,30 +110,23 @@ class BackwardPass:
             if flag:
                 self._norms[parameter] = contribution.repaired(self._norms[parameter])
 
-    def _generic(self, record: Record) -> Mapping[str, Contribution]:
+    def _generic(self, record: Record, units: UnitMap) -> Mapping[str, Contribution]:
         parameters = {name: p.detach() for name, p in record.trainable.items()}
         if record.mixed is not None:
             present = next(g for g in record.grads if g is not None)
-            return mixed_call_rule(record.mixed, parameters, record.outputs[0], present, self.units, record.name)
+            with self.taps.paused():
+                return mixed_call_rule(record.mixed, parameters, record.outputs[0], present, units, record.name)
+        rule = whole_batch_rule if self.units.kinds else generic_rule
         with self.taps.paused(), torch.enable_grad():
-            return generic_rule(
-                record.module, parameters, record.inputs, record.outputs, record.grads, self.units, record.name
-            )
+            return rule(record.module, parameters, record.inputs, record.outputs, record.grads, units, record.name)
 
-    def _check_fold(self, record: Record) -> None:
-        """A layer whose rows per unit change from batch to batch does not have the batch on axis 0."""
-        call = self._calls[record.name]
-        self._calls[record.name] += 1
+    def _units_of(self, record: Record) -> UnitMap | None:
+        """The map of the one kind of rows that a layer saw, or ``None`` if it saw no rows."""
         grad = next(g for g in record.grads if g is not None)
-        if grad.dim() == 0 or (self.units.rows is not None and self.units.terms is None):
-            return  # the nodes of graphs: how many rows there are says nothing
+        if grad.dim() == 0:  # the generic rule refuses it
+            return self.units.of_kind(MAIN)
         args, kwargs = record.inputs
         rows = grad.shape[0] if record.rows is None else record.rows(record.module, args, kwargs)
-        fold = self.units.fold(rows, record.name)
-        before = self._folds.setdefault((record.name, call), fold)
-        if before != fold:
-            raise PrivacyError(
-                f"{record.name} saw {fold} rows for each privacy unit, and {before} before: its axis 0 is not the batch axis "
-                "(an embedding of torch.arange, a sequence-first layout), so rows cannot be assigned to units. Use "
-                "batch-first layouts and expand shared tensors to one row per sample."
-            )
+        if rows == 0:  # a layer on edges, in a batch of graphs without any
+            return None
+        return self.taps.row_memory.resolve(record.name, record.call, rows, self.units)

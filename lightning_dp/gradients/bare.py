@@ -8,6 +8,7 @@ differentiates just this call per unit. What cannot be followed is refused by na
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,11 +84,12 @@ class Owner:
     """The running module whose parameters are followed.
 
     Attributes:
-        on_mixed: takes a mixed call and its result, returns the tapped result.
+        on_mixed: takes a mixed call and its result, returns the tapped result; or ``None`` if the result turns out to
+            have no batch axis, so that it is followed on.
         constants: storage addresses of the module's buffers, which never carry rows (index tables, masks).
     """
 
-    on_mixed: Callable[[MixedCall, Tensor], Tensor]
+    on_mixed: Callable[[MixedCall, Tensor], Tensor | None]
     constants: frozenset[int] = frozenset()
 
     def may_carry_rows(self, tensor: Tensor) -> bool:
@@ -119,7 +121,8 @@ class BareParameter(torch.Tensor):
         """The value as an ordinary tensor whose gradient reaches the tap: for handing it to another module."""
         value = self.plain()
         call = MixedCall(torch.clone, (self.expression,), {})
-        return self.owner.on_mixed(call, value.clone())
+        tapped = self.owner.on_mixed(call, value.clone())
+        return self if tapped is None else tapped
 
     @classmethod
     def __torch_function__(
@@ -146,7 +149,9 @@ class BareParameter(torch.Tensor):
         if mixed:
             if not isinstance(result, Tensor):
                 raise PrivacyError(_cannot_follow(bare[0].expression, name, "it returns several tensors"))
-            return bare[0].owner.on_mixed(MixedCall(func, *before), result)
+            tapped = bare[0].owner.on_mixed(MixedCall(func, *before), result)
+            if tapped is not None:
+                return tapped
         if isinstance(result, Tensor):
             return BareParameter.wrap(result, Expression(None, func, before[0], before[1]), bare[0].owner)
         parts = [
@@ -181,7 +186,13 @@ def leaves_of(value: Any) -> Iterator[Any]:
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     """Nested tuples, lists and dicts with everything else inside them replaced by ``change(it)``."""
     if isinstance(value, Mapping):
-        return {key: map_leaves(item, change) for key, item in value.items()}
+        changed = {key: map_leaves(item, change) for key, item in value.items()}
+        if type(value) is dict or not isinstance(value, dict):
+            return changed
+        kept = copy.copy(value)  # a dict of a kind of its own, such as the outputs of Hugging Face models
+        for key, item in changed.items():
+            kept[key] = item
+        return kept
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         # Not by calling the class: packed sequences look at what they are made of, and these may be stand-ins.
         return type(value)._make(map_leaves(item, change) for item in value)  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from lightning_dp.gradients.clipping import Clipping
 from lightning_dp.gradients.memory import Memory
 from lightning_dp.gradients.noise import NoiseSource
 from lightning_dp.gradients.precision import arithmetic
+from lightning_dp.gradients.row_memory import RowMemory
 from lightning_dp.gradients.taps import Taps
 from lightning_dp.gradients.units import UnitMap
 
@@ -47,6 +48,7 @@ class GradientEngine:
         expected_batch_size: the public denominator B.
         loss_reduction: whether the loss is the ``"mean"`` or the ``"sum"`` over the units of the (physical) batch.
         noise: the generator; a fresh, secret one by default.
+        row_memory: what is known of the layers' rows from another engine on the same network (a self-check).
         memory_limit: bytes that the engine may take beyond the records of the pass, for gradients that it holds from the
             norm to the sum and for temporaries; ``None``: a share of what a plain step keeps. A small limit makes steps
             slower, never different, and never fails: one unit's gradient of one layer is always built.
@@ -81,6 +83,7 @@ class GradientEngine:
         noise: NoiseSource | None = None,
         memory_limit: int | None = None,
         parameters: Collection[nn.Parameter] | None = None,
+        row_memory: RowMemory | None = None,
     ) -> None:
         if not 0 <= noise_multiplier < float("inf"):
             raise PrivacyConfigError(f"noise_multiplier={noise_multiplier!r} must be a finite number >= 0")
@@ -110,7 +113,8 @@ class GradientEngine:
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._flat: list[tuple[list[nn.Parameter], Tensor]] = []
         self._bound = 0.0
-        self._folds: dict[tuple[str, int], int] = {}
+        if row_memory is not None:
+            self._taps.row_memory = row_memory
 
     def __enter__(self) -> GradientEngine:
         return self
@@ -149,6 +153,16 @@ class GradientEngine:
         with self.recording(num_units, weights):
             loss.backward()  # type: ignore[no-untyped-call]
 
+    def expect(self, num_units: int | UnitMap) -> None:
+        """Says, before the forward pass, which units it will be on. Optional; it holds until the next backward pass.
+
+        Networks that compute something once for the whole batch (an embedding of ``torch.arange(length)``, relative
+        positions) and broadcast it later need it: only who knows the number of units can tell such a layer from one on
+        samples. Where both readings are possible (the length is a multiple of the number of units) the batches so far
+        decide, so let the first pass be on a single unit, as the strategy does.
+        """
+        self._taps.expect(num_units if isinstance(num_units, UnitMap) else UnitMap(num_units))
+
     @contextmanager
     def recording(self, num_units: int | UnitMap, weights: Tensor | None = None) -> Iterator[None]:
         """Privatises the one backward pass that runs inside the block. Several blocks add up: physical batches.
@@ -169,9 +183,10 @@ class GradientEngine:
         """
         units = num_units if isinstance(num_units, UnitMap) else UnitMap(num_units)
         _check_weights(weights, units)
+        _check_expected(self._taps.expected, units)
         device = self._device()
         strict = arithmetic(device.type)
-        backward = BackwardPass(self._taps, units, self._accumulation_dtype(), self._memory, self._folds, strict)
+        backward = BackwardPass(self._taps, units, self._accumulation_dtype(), self._memory, strict)
         self._memory.begin(self._taps.recorded_bytes())
         self._taps.receive = backward.receive
         try:
@@ -299,8 +314,8 @@ class GradientEngine:
             raise PrivacyError(
                 f"autograd sent a gradient to {', '.join(leaked)} that did not pass through the layer that owns it, so "
                 "it is neither clipped nor noised. Usual causes: a weight used by a function outside its module "
-                "(F.linear(x, other.weight)), a regulariser inside the loss (use the optimizer's weight_decay), or "
-                "recurrent layers, which read their weights themselves, or activation checkpointing with use_reentrant=True "
+                "(F.linear(x, other.weight)), a layer run by layer.forward(x) instead of layer(x), a regulariser inside the "
+                "loss (use the optimizer's weight_decay), or activation checkpointing with use_reentrant=True "
                 "(use_reentrant=False works)."
             )
 
@@ -316,6 +331,14 @@ def _check_weights(weights: Tensor | None, units: UnitMap) -> None:
         raise PrivacyConfigError(
             f"weights must hold one number in [0, 1] for each of the {units.num_units} units: a larger weight would "
             "carry a unit past its bound"
+        )
+
+
+def _check_expected(expected: UnitMap | None, units: UnitMap) -> None:
+    if expected is not None and expected.counts() != units.counts():
+        raise PrivacyConfigError(
+            f"the forward pass was announced for {expected.counts()}, but its backward pass is on {units.counts()}: which "
+            "layers work on samples was decided by the former. Call expect() before each forward pass."
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,10 @@ from lightning_dp.gradients.bare import (
 from lightning_dp.gradients.layouts import sequence_first
 from lightning_dp.gradients.memory import nbytes
 from lightning_dp.gradients.replay import RandomState
+from lightning_dp.gradients.row_memory import RowMemory
 from lightning_dp.gradients.rules import LayerRule, RowCounter, find_entry
+from lightning_dp.gradients.shared import calls_a_module, module_expression, only_constants, unwrap
+from lightning_dp.gradients.units import UnitMap
 
 __all__ = ("Record", "Taps")
 
@@ -55,6 +58,7 @@ class Record:
         mixed: the call of a bare parameter, or ``None`` for a module call.
         rows: counts the batch rows of a call that does not keep them on axis 0 of its outputs.
         random_state: the generators' state before the call, where its rule must draw the same numbers again.
+        call: which of the calls with this name in the forward pass it was, from 0.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Record:
     mixed: MixedCall | None = None
     rows: RowCounter | None = None
     random_state: RandomState | None = None
+    call: int = 0
 
     def batch_first(self) -> Record:
         """The record of a call on ``(T, B, ...)`` tensors, as if it had been made on ``(B, T, ...)``."""
@@ -117,6 +122,9 @@ class Taps:
         uses: how often each parameter was used in tapped calls since the last pass.
         sequence_first: modules whose calls keep the batch on axis 1.
         generation: which logical step forward passes belong to now; the engine counts.
+        expected: the units of the forward pass that is coming, if they are known before it: layers that are called on what
+            the whole batch shares can then be told from layers on samples, and followed.
+        row_memory: what is known about the rows of each layer.
     """
 
     def __init__(self, root: nn.Module, only: frozenset[nn.Parameter] | None = None) -> None:
@@ -126,7 +134,12 @@ class Taps:
         self.leaked: set[str] = set()
         self.generation = 0
         self._paused = False
-        self._swapped: dict[nn.Module, list[dict[str, nn.Parameter]]] = {}
+        self.row_memory = RowMemory()
+        self.expected: UnitMap | None = None
+        self._calls: Counter[str] = Counter()
+        self._buffers: list[Tensor] = []
+        self._constants: frozenset[int] = frozenset()
+        self._swapped: dict[nn.Module, list[_Running]] = {}
         self._random_states: dict[nn.Module, RandomState] = {}
         self._recorded = 0
         self._handles: list[RemovableHandle] = []
@@ -181,8 +194,8 @@ class Taps:
             handle.remove()
         self._handles.clear()
         for module, stack in self._swapped.items():
-            for swapped in reversed(stack):
-                for name, parameter in swapped.items():
+            for running in reversed(stack):
+                for name, parameter in running.parameters.items():
                     _put(module, name, parameter)
         self._swapped.clear()
         self._random_states.clear()
@@ -193,6 +206,15 @@ class Taps:
         self.uses.clear()
         self.leaked.clear()
         self._recorded = 0
+        self._calls.clear()
+
+    def expect(self, units: UnitMap | None) -> None:
+        """A forward pass on these units begins."""
+        self.expected = units
+        self._calls.clear()
+        # Held, so that no other tensor can come to lie where a buffer was.
+        self._buffers = [b for b in self.root.buffers() if b.numel()] if units is not None else []
+        self._constants = frozenset(b.untyped_storage().data_ptr() for b in self._buffers)
 
     def recorded_bytes(self) -> int:
         """What the inputs recorded since the last pass take, with the parameters: less than a plain step keeps."""
@@ -205,8 +227,9 @@ class Taps:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._paused:
             return None
-        swapped: dict[str, nn.Parameter] = {}
-        self._swapped.setdefault(module, []).append(swapped)
+        running = _Running()
+        swapped = running.parameters
+        self._swapped.setdefault(module, []).append(running)
         if not torch.is_grad_enabled():
             return None
         site = self._site(module)
@@ -227,17 +250,25 @@ class Taps:
                 stand_in = BareParameter.wrap(stand_in, Expression(source=site.prefix + name), owner)
             _put(module, name, stand_in)
         if self._follows and any(isinstance(t, BareParameter) for t in tensors_in((args, kwargs))):
-            return _handed_over(module, args, kwargs)
+            inputs = _handed_over(module, args, kwargs, self._keeps)
+            if not site.bare and only_constants(inputs, self._constants):
+                inputs, running.expressions = unwrap(inputs)
+            return inputs
         return None
+
+    def _keeps(self, tensor: BareParameter) -> bool:
+        """Whether a followed tensor that enters another module has no batch axis, so that it is not tapped there."""
+        return self.expected is not None and calls_a_module(tensor.expression)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if self._paused or not self._swapped.get(module):
             return None
-        swapped, random_state = self._swapped[module].pop(), self._random_states.pop(module, None)
+        running, random_state = self._swapped[module].pop(), self._random_states.pop(module, None)
+        swapped = running.parameters
         for name, parameter in swapped.items():
             _put(module, name, parameter)
         site = self._site(module)
-        if output is None or not swapped or site.bare:
+        if output is None or not (swapped or running.expressions) or site.bare:
             return None
         if type(output) is Tensor and output.is_floating_point():
             tensors = [output]
@@ -246,16 +277,44 @@ class Taps:
             tensors = [t for t in tensors_in(output) if t.is_floating_point()]
         if not tensors:
             return None
-        if _is_plain(args, kwargs):  # most calls: without a walk through nested containers
-            inputs: Any = ((args[0].detach(),), {})
-        else:
-            inputs = map_tensors((args, kwargs), lambda t: t.detach())
-        record = Record(site.label, module, swapped, inputs, (), (), site.rule, None, site.rows, random_state)
+        call = self._next_call(site.label)
+        plain = _is_plain(args, kwargs)  # most calls: without a walk through nested containers
+        inputs: Any = (args, kwargs)
+        if not plain:
+            inputs = map_tensors(inputs, lambda t: t.plain() if isinstance(t, BareParameter) else t)
+        if self._is_shared(module, inputs, running, output, (site.label, call)):
+            self._follows = True
+            followed = module_expression(module, site.prefix, swapped, inputs, running.expressions)
+            return BareParameter.wrap(output, followed, self._owner(module))
+        inputs = ((args[0].detach(),), {}) if plain else map_tensors(inputs, lambda t: t.detach())
+        record = Record(site.label, module, swapped, inputs, (), (), site.rule, None, site.rows, random_state, call)
         tapped = self._tap(record, tensors)
         if tensors[0] is output:
             return tapped[0]
         replaced = dict(zip(map(id, tensors), tapped, strict=True))
         return map_tensors(output, lambda t: replaced.get(id(t), t))
+
+    def _is_shared(self, module: nn.Module, inputs: Any, running: _Running, output: Any, call: tuple[str, int]) -> bool:
+        """Whether a layer was called on what the whole batch shares, so that its output has no batch axis."""
+        if running.expressions:
+            if isinstance(output, Tensor):
+                return True
+            raise PrivacyError(
+                f"{call[0]} is called on parameters alone and returns several tensors, which cannot be followed to where "
+                "they meet the samples. Let it return one tensor, expand its input to one row per sample first, or freeze it."
+            )
+        if self.expected is None or not isinstance(output, Tensor) or output.dim() == 0 or output.requires_grad:
+            return False
+        if any(True for _ in tensors_in(inputs)) and only_constants(inputs, self._constants):
+            return True
+        if not isinstance(module, nn.Embedding):
+            return False
+        self.row_memory.refuse_unknown(*call, output.shape[0], self.expected)
+        return self.row_memory.is_shared(*call, output.shape[0], self.expected)
+
+    def _next_call(self, name: str) -> int:
+        self._calls[name] += 1
+        return self._calls[name] - 1
 
     def _refuse_output(self, module: nn.Module, output: Any) -> None:
         """What cannot be tapped would train nothing, silently: the layer's weights are detached."""
@@ -274,15 +333,19 @@ class Taps:
         return site
 
     def _owner(self, module: nn.Module) -> Owner:
-        def tap(call: MixedCall, result: Tensor) -> Tensor:
-            name = f"{self._site(module).label} ({', '.join(sorted(call.sources()))} in {call.func.__name__})"
-            inputs = map_tensors((call.args, dict(call.kwargs)), lambda t: t.detach())
-            call = MixedCall(call.func, inputs[0], inputs[1])
-            trainable = {source: self._parameters[source] for source in call.sources()}
-            return self._tap(Record(name, module, trainable, inputs, (), (), None, call), [result])[0]
+        def tap(mixed: MixedCall, result: Tensor) -> Tensor | None:
+            name = f"{self._site(module).label} ({', '.join(sorted(mixed.sources()))} in {mixed.func.__name__})"
+            call = self._next_call(name)
+            free = not result.requires_grad and result.dim() > 0
+            if free and self.expected and self.row_memory.is_shared(name, call, result.shape[0], self.expected):
+                return None
+            inputs = map_tensors((mixed.args, dict(mixed.kwargs)), _plain)
+            mixed = MixedCall(mixed.func, inputs[0], inputs[1])
+            trainable = {source: self._parameters[source] for source in mixed.sources()}
+            return self._tap(Record(name, module, trainable, inputs, (), (), None, mixed, call=call), [result])[0]
 
-        constants = frozenset(b.untyped_storage().data_ptr() for b in module.buffers(recurse=False) if b.numel())
-        return Owner(tap, constants)
+        own = frozenset(b.untyped_storage().data_ptr() for b in module.buffers(recurse=False) if b.numel())
+        return Owner(tap, own | self._constants)
 
     def _tap(self, record: Record, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         for parameter in record.trainable.values():
@@ -295,11 +358,16 @@ class Taps:
         return _Tap.apply(self, record, self._anchors[device], *outputs)  # type: ignore[no-any-return]
 
 
-def _handed_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The arguments with bare parameters among them turned into tapped tensors; learned states have the batch on axis 1."""
+def _handed_over(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keeps: Callable[[BareParameter], bool]
+) -> Any:
+    """The arguments with bare parameters among them turned into tapped tensors; learned states have the batch on axis 1.
+
+    Those that have no batch axis (``keeps``) are followed on.
+    """
 
     def tapped(t: Tensor) -> Tensor:
-        return t.tapped() if isinstance(t, BareParameter) else t
+        return t.tapped() if isinstance(t, BareParameter) and not keeps(t) else t
 
     def state(t: Tensor) -> Tensor:
         rows_first = t.transpose(0, 1) if isinstance(t, BareParameter) and t.dim() > 1 else t
@@ -309,6 +377,18 @@ def _handed_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         return map_tensors((args, kwargs), tapped)
     named = {key: map_tensors(value, tapped if key == "input" else state) for key, value in kwargs.items()}
     return (*map_tensors(args[:1], tapped), *map_tensors(args[1:], state)), named
+
+
+@dataclass
+class _Running:
+    """A module whose forward pass is under way."""
+
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    expressions: dict[int, Expression] = field(default_factory=dict)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return (tensor.plain() if isinstance(tensor, BareParameter) else tensor).detach()
 
 
 def _put(module: nn.Module, name: str, value: Tensor) -> None:

@@ -3,11 +3,16 @@
 Clipping bounds the influence of one *unit*. A unit is often one row of the batch, but it can also be an image with its
 K augmentations, a volume whose slices are folded into the batch axis, a patient with several images, or a graph whose
 rows are nodes. Every layer rule therefore sees its tensors through a :class:`UnitMap` and never assumes "row = unit".
+
+Within one forward pass the layers of a graph network see different *kinds* of rows: one a graph, one a node, one an edge.
+A :class:`UnitMap` then holds a map for each kind, and :class:`~lightning_dp.gradients.row_memory.RowMemory` says which one a
+layer's rows are of.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -15,7 +20,10 @@ from torch import Tensor
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 
-__all__ = ("UnitMap",)
+__all__ = ("MAIN", "UnitMap")
+
+MAIN = "units"
+"""The name of the kind of rows that ``UnitMap.rows`` describes."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +38,35 @@ class UnitMap:
         terms: an int64 tensor ``(U,)``, how many of the terms that the loss averages (or sums) belong to each unit, where
             the loss is taken over samples and a unit owns several: its augmentations, a patient's images. ``None``
             means one term for each unit.
+        kinds: further kinds of rows that layers see in the same pass, by name, each with the unit of every row as in
+            ``rows``: ``{"nodes": batch.batch, "edges": batch.batch[edge_index[0]]}``. A layer rule never sees them: it
+            gets the map of the one kind that its rows are of.
+        folds: lengths of axes that the network may fold into axis 0 behind the rows, by name (the number of tokens, which
+            changes from batch to batch with the padding).
 
     Raises:
-        PrivacyConfigError: if ``num_units < 1``, ``rows`` holds a unit outside ``[0, num_units)``, or ``terms`` does not
+        PrivacyConfigError: if ``num_units < 1``, a map holds a unit outside ``[0, num_units)``, or ``terms`` does not
             fit the units.
     """
 
     num_units: int
     rows: Tensor | None = None
     terms: Tensor | None = None
+    kinds: Mapping[str, Tensor] = field(default_factory=dict)
+    folds: Mapping[str, int] = field(default_factory=dict)
+    _slot_cache: dict[int, tuple[Tensor, Tensor, int]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.num_units < 1:
             raise PrivacyConfigError(f"a batch needs at least one privacy unit, got num_units={self.num_units}")
-        if self.rows is not None:
-            if self.rows.dim() != 1 or self.rows.dtype != torch.int64:
+        for rows in (self.rows, *self.kinds.values()):
+            if rows is None:
+                continue
+            if rows.dim() != 1 or rows.dtype != torch.int64:
                 raise PrivacyConfigError("UnitMap.rows must be a one-dimensional int64 tensor: the unit of each row")
-            if self.rows.numel() and not 0 <= int(self.rows.min()) <= int(self.rows.max()) < self.num_units:
+            if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < self.num_units:
                 raise PrivacyConfigError(f"UnitMap.rows names a unit outside [0, {self.num_units})")
         if self.terms is not None and (
             self.terms.shape != (self.num_units,) or self.terms.dtype != torch.int64 or bool((self.terms < 0).any())
@@ -54,6 +74,27 @@ class UnitMap:
             raise PrivacyConfigError(
                 f"UnitMap.terms must be an int64 tensor ({self.num_units},): how many terms of the loss each unit has"
             )
+        names = [MAIN, *self.kinds, *self.folds]
+        if len(set(names)) < len(names):
+            raise PrivacyConfigError(
+                f"every kind of rows needs a name of its own, and {MAIN!r} is that of UnitMap.rows"
+            )
+
+    def counts(self) -> dict[str, int]:
+        """How many rows of each kind the batch has."""
+        main = self.num_units if self.rows is None else self.rows.numel()
+        folded = {name: main * length for name, length in self.folds.items()}
+        return {MAIN: main, **{kind: rows.numel() for kind, rows in self.kinds.items()}, **folded}
+
+    def of_kind(self, kind: str) -> UnitMap:
+        """The map of one kind of rows by itself."""
+        if kind in self.kinds:
+            return UnitMap(self.num_units, self.kinds[kind])
+        return self if not self.kinds and not self.folds else UnitMap(self.num_units, self.rows)
+
+    def owners(self, num_rows: int, where: str = "a layer") -> Tensor:
+        """The unit of each of ``num_rows`` rows: int64 ``(num_rows,)``."""
+        return self.per_row(torch.arange(self.num_units), num_rows, where)
 
     def loss_scale(self, reduction: Literal["mean", "sum"]) -> float | Tensor:
         """The factor that turns a unit's share of the loss into the unit's own loss, the mean over its terms.
@@ -77,6 +118,8 @@ class UnitMap:
             PrivacyError: if the rows cannot be shared out evenly, so that nobody could say whose they are.
         """
         base = self.num_units if self.rows is None else self.rows.numel()
+        if num_rows == 0 and base == 0:
+            return 1  # a batch of graphs without a single edge
         if base == 0 or num_rows % base:
             raise PrivacyError(
                 f"{where} saw {num_rows} rows along axis 0 for {self.num_units} privacy units, so a row cannot be "
@@ -115,10 +158,13 @@ class UnitMap:
     def _slots(self, fold: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
         """For each row: its unit, its position within the unit; and the most rows any unit has."""
         assert self.rows is not None
+        if fold in self._slot_cache and self._slot_cache[fold][0].device == device:
+            return self._slot_cache[fold]
         unit = self.rows.to(device).repeat_interleave(fold)
         order = torch.argsort(unit, stable=True)
         counts = torch.bincount(unit, minlength=self.num_units)
         starts = counts.cumsum(0) - counts
         slot = torch.empty_like(unit)
         slot[order] = torch.arange(unit.numel(), device=device) - starts[unit[order]]
-        return unit, slot, int(counts.max()) if unit.numel() else 0
+        self._slot_cache[fold] = unit, slot, int(counts.max()) if unit.numel() else 0
+        return self._slot_cache[fold]

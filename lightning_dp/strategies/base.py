@@ -19,7 +19,17 @@ from lightning_dp import _compat
 from lightning_dp.accounting import PrivacyLedger, PrivacySettings, PrivacySpent, Schedule
 from lightning_dp.accounting.events import Sampling
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
-from lightning_dp.gradients import AdaptiveThreshold, Clipping, GradientEngine, LossReduction, NoiseSource
+from lightning_dp.gradients import (
+    AdaptiveThreshold,
+    Clipping,
+    GradientEngine,
+    LossReduction,
+    NoiseSource,
+    RowMemory,
+    UnitMap,
+    rows_of_units,
+    units_of_batch,
+)
 from lightning_dp.sampling import (
     LogicalSampler,
     PoissonSampler,
@@ -70,6 +80,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         processes: Lightning's own arguments.
         unit: what is protected as a whole, and how much of it a step uses.
         max_batch_size: the most units in a step, for truncated Poisson sampling.
+        unit_map: from a batch to the map of its rows to its samples, or ``None`` to read it from the batch.
     """
 
     def __init__(
@@ -88,6 +99,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         post_processing: Sequence[str] = (),
         unit: PrivacyUnit | None = None,
         max_batch_size: int | None = None,
+        unit_map: Callable[[Any], UnitMap] | None = None,
     ) -> None:
         super().__init__(processes)
         if sampling not in get_args(Sampling):
@@ -113,6 +125,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         self._self_check, self._seed = self_check, seed
         self._post_processing = (post_processing,) if isinstance(post_processing, str) else tuple(post_processing)
         self._manual: ManualOptimization | None = None
+        self._unit_map, self._units = unit_map, UnitMap(1)
         self._unit = PrivacyUnit() if unit is None else unit
         self._budget.unit = self._unit.name
         self._rows: UnitRows | None = None
@@ -244,7 +257,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         if self._settled_at != self._trainer.global_step:  # settled before the progress of a resumed run was restored
             self._settled = False
         self._settle()
-        module, settings = self._module, self.settings()
+        module, settings, row_memory = self._module, self.settings(), RowMemory()
         if self._self_check and self._manual is None:
             assert self._loader is not None
             check_module(
@@ -254,6 +267,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
                 run_step=self._run_user_step,
                 transfer=self._transfer,
                 loss_reduction=self._loss_reduction,
+                units_of=self._units_of,
+                row_memory=row_memory,
                 rows=self._rows,
             )
         if self._self_check and self._manual is not None:
@@ -266,6 +281,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
                 run_step=self._run_user_step,
                 transfer=self._transfer,
                 loss_reduction=self._loss_reduction,
+                units_of=self._units_of,
                 rows=self._rows,
             )
         self._engine = GradientEngine(
@@ -276,6 +292,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             loss_reduction=self._loss_reduction,
             noise=NoiseSource(self._seed, self.global_rank),
             parameters=None if self._manual is None else self._manual.private_parameters,
+            row_memory=row_memory,
         )
         if self._manual is not None:
             self._manual.attach()
@@ -313,7 +330,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
 
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        _ = self._step.draw  # refuses a step whose gradient was released before
+        self._units = self._units_of(args[0], self._step.samples)  # refuses a step whose gradient was released before
+        self._running_engine.expect(self._units)
         output = super().training_step(*args, **kwargs)
         if self._manual is not None:
             return output
@@ -328,9 +346,9 @@ class PrivateTrainingStrategy(ProcessStrategy):
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         if self._manual is not None:
             plain = partial(super().backward, closure_loss, optimizer, *args, **kwargs)
-            return self._manual.backward(closure_loss, self._step, self._running_engine, plain)
-        units, weights = self._step.enter_backward()
-        with self._running_engine.recording(units, weights):
+            return self._manual.backward(closure_loss, self._step, self._units, self._running_engine, plain)
+        weights = self._step.enter_backward()
+        with self._running_engine.recording(self._units, weights):
             return super().backward(closure_loss, optimizer, *args, **kwargs)
 
     @override
@@ -532,6 +550,12 @@ class PrivateTrainingStrategy(ProcessStrategy):
     def _transfer(self, batch: Any) -> Any:
         batch = self.precision_plugin.convert_input(batch)
         return _compat.transfer_batch(self._module, batch, self.root_device)
+
+    def _units_of(self, batch: Any, samples: UnitMap) -> UnitMap:
+        """The map of the rows of a batch, from whose its samples are."""
+        if self._unit_map is None:
+            return units_of_batch(batch, samples)
+        return rows_of_units(self._unit_map(batch), samples)
 
     def _run_user_step(self, module: LightningModule, batch: Any) -> Any:
         with self.precision_plugin.train_step_context():

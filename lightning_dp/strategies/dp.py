@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
@@ -15,7 +15,7 @@ from lightning_dp.accounting import Schedule
 from lightning_dp.accounting.accountants import AccountantName
 from lightning_dp.accounting.events import Sampling
 from lightning_dp.errors import PrivacyConfigError
-from lightning_dp.gradients import AdaptiveClipping, AdaptiveThreshold, Clipping, ClippingName, LossReduction
+from lightning_dp.gradients import AdaptiveClipping, AdaptiveThreshold, Clipping, ClippingName, LossReduction, UnitMap
 from lightning_dp.sampling import PrivacyUnit, UnitIds
 from lightning_dp.strategies.base import PrivateTrainingStrategy
 from lightning_dp.strategies.budget import Budget
@@ -72,6 +72,9 @@ class DPStrategy(PrivateTrainingStrategy):
             **You declare it**; the self-check compares their gradients on different batches, and every report names them.
         loss_reduction: whether ``training_step`` returns the ``"mean"`` or the ``"sum"`` of the samples' losses. A unit's
             own loss is the mean over its samples in either case.
+        unit_map: for batches whose layers see something else than one row a sample: from the batch that ``training_step``
+            gets to the :class:`~lightning_dp.gradients.UnitMap` of its rows to its samples. Batches of torch-geometric need
+            none.
         self_check: compare the engine with plain PyTorch on a few samples before the first step.
         seed: **for tests only**: fixes noise and sampling. Whoever knows it can subtract the noise.
         accelerator: as in Lightning's strategies; normally set by the Trainer.
@@ -111,6 +114,7 @@ class DPStrategy(PrivateTrainingStrategy):
         augmentation_multiplicity: int = 1,
         post_processing: Sequence[str] = (),
         loss_reduction: LossReduction = "mean",
+        unit_map: Callable[[Any], UnitMap] | None = None,
         self_check: bool = True,
         seed: int | None = None,
         accelerator: Accelerator | None = None,
@@ -145,6 +149,7 @@ class DPStrategy(PrivateTrainingStrategy):
             post_processing=post_processing,
             unit=PrivacyUnit(unit, max_rows_per_unit, augmentation_multiplicity),
             max_batch_size=max_batch_size,
+            unit_map=unit_map,
         )
 
 

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_dp.accounting import GaussianEvent
 from lightning_dp.errors import PrivacyError
-from lightning_dp.gradients import GradientEngine
+from lightning_dp.gradients import GradientEngine, UnitMap
 from lightning_dp.strategies.step import StepUnderWay
 
 __all__ = ("ManualOptimization", "parameters_of", "reaches")
@@ -90,7 +90,9 @@ class ManualOptimization:
         self._pending, self._event = None, None
         self._released = []
 
-    def backward(self, loss: Tensor, step: StepUnderWay, engine: GradientEngine, run: Callable[[], Tensor]) -> Tensor:
+    def backward(
+        self, loss: Tensor, step: StepUnderWay, units: UnitMap, engine: GradientEngine, run: Callable[[], Tensor]
+    ) -> Tensor:
         """Runs one backward pass: plain where it reaches a parameter trained by post-processing, private otherwise."""
         if reaches(loss, self.public_parameters):
             self._passing = True
@@ -114,7 +116,7 @@ class ManualOptimization:
         if owner in self._released:
             raise PrivacyError(_once())
         engine.select(parameters_of(owner))
-        units, weights = step.enter_backward()
+        weights = step.enter_backward()
         with engine.recording(units, weights):
             loss = run()  # a gradient that reached public parameters by a hidden way would raise on arrival
         self._pending = owner

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_dp.errors import PrivacyError
-from lightning_dp.gradients import LossReduction
+from lightning_dp.gradients import LossReduction, RowMemory, UnitMap
 from lightning_dp.sampling import UnitRows
 from lightning_dp.strategies.manual import parameters_of, reaches
 from lightning_dp.strategies.selfcheck import check_module, muted_copy
@@ -38,6 +38,7 @@ def check_manual_module(
     run_step: Step,
     transfer: Callable[[Any], Any],
     loss_reduction: LossReduction,
+    units_of: Callable[[Any, UnitMap], UnitMap],
     rows: UnitRows | None = None,
 ) -> None:
     """Runs the checks.
@@ -50,6 +51,7 @@ def check_manual_module(
         run_step: runs ``training_step`` in the precision of the run.
         transfer: moves a batch to the device through the user's hooks.
         loss_reduction: as given to the strategy.
+        units_of: the map of the rows of a batch, from the map of its samples.
         rows: which samples each unit owns; ``None`` where a unit is a sample.
 
     Raises:
@@ -73,6 +75,8 @@ def check_manual_module(
             run_step=one_loss,
             transfer=transfer,
             loss_reduction=loss_reduction,
+            units_of=units_of,
+            row_memory=RowMemory(),  # the run calls the layers in another order: one loss after the other
             rows=rows,
         )
 

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
-from lightning_dp.gradients import Clipping, GradientEngine, LossReduction
+from lightning_dp.gradients import Clipping, GradientEngine, LossReduction, RowMemory, UnitMap
 from lightning_dp.gradients.bare import tensors_in
 from lightning_dp.sampling import UnitRows
 from lightning_dp.strategies.step import unit_map
@@ -30,6 +30,7 @@ __all__ = ("check_module", "muted_copy")
 TOLERANCE = 1e-2  # of the larger gradient's norm; a coupling or a wrong rule errs by far more, rounding by far less
 LOW_PRECISION_TOLERANCE = 1e-1  # bfloat16 keeps 8 bits
 UNCLIPPED = 1e30
+MOST_SAMPLES = 1000  # looked at for kinds of rows; what so many do not tell apart has equal maps in all but odd data
 
 COUPLED = (
     "the gradient of one sample changes by {error:.1%} when the other samples of its batch change, so clipping it bounds "
@@ -53,6 +54,8 @@ def check_module(
     run_step: Step,
     transfer: Callable[[Any], Any],
     loss_reduction: LossReduction,
+    units_of: Callable[[Any, UnitMap], UnitMap],
+    row_memory: RowMemory,
     rows: UnitRows | None = None,
 ) -> None:
     """Runs the three checks.
@@ -64,6 +67,8 @@ def check_module(
         run_step: runs ``training_step`` in the precision of the run.
         transfer: moves a batch to the device through the user's hooks.
         loss_reduction: as given to the strategy.
+        units_of: the map of the rows of a batch, from the map of its samples.
+        row_memory: learns, for the run to come, which kind of rows each layer sees.
         rows: which samples each unit owns; ``None`` where a unit is a sample.
 
     Raises:
@@ -77,10 +82,12 @@ def check_module(
         chosen = sorted({i * (n - 1) // 4 for i in range(5)})
         owned = [(unit,) for unit in chosen] if rows is None else _some_rows(rows, chosen)
         units = [[dataset[i] for i in indices] for indices in owned]
-        check = _Checks(twin, units, collate, run_step, transfer, loss_reduction)
+        check = _Checks(twin, units, collate, run_step, transfer, units_of, row_memory, loss_reduction)
         check.state_is_not_written()
+        check.learn_rows()
         check.engine_matches_plain_backward()
         check.units_are_independent()
+        check.kinds_of_rows_are_known(dataset)
 
 
 class _Checks:
@@ -91,10 +98,13 @@ class _Checks:
         collate: Callable[[list[Any]], Any],
         run_step: Step,
         transfer: Callable[[Any], Any],
+        units_of: Callable[[Any, UnitMap], UnitMap],
+        row_memory: RowMemory,
         loss_reduction: LossReduction,
     ) -> None:
         self.module, self.units, self.collate = module, units, collate
         self.run_step, self.transfer, self.loss_reduction = run_step, transfer, loss_reduction
+        self.units_of, self.row_memory = units_of, row_memory
         low = module.trainer.precision == "bf16-mixed"
         self.tolerance = LOW_PRECISION_TOLERANCE if low else TOLERANCE
 
@@ -117,6 +127,15 @@ class _Checks:
                 "statistics; no codebooks or prototypes averaged from the batch), or keep such state outside the module "
                 "and out of everything you release."
             )
+
+    def learn_rows(self) -> None:
+        """Batches of several sizes tell layers on samples from layers on what a batch shares, before anything is compared.
+
+        The single unit comes first: whatever a layer's rows are, they are that unit's.
+        """
+        for size in sorted({1, 2, 3, len(self.units)}):
+            units = list(range(len(self.units)))[:size]
+            self.private_gradient(units, [1.0] * len(units))
 
     def engine_matches_plain_backward(self) -> None:
         """(c) The sum of the engine's gradients over two units is what plain PyTorch computes for the batch."""
@@ -185,16 +204,32 @@ class _Checks:
     def _one_of(self, unit: int, others: Sequence[int]) -> Tensor:
         return self.private_gradient([unit, *others], [1.0] + [0.0] * len(others))
 
+    def kinds_of_rows_are_known(self, dataset: Any) -> None:
+        """Looks for single samples that tell apart the kinds of rows (nodes, edges) that no sample so far did."""
+        for i in range(min(len(dataset), MOST_SAMPLES)):
+            batch = self.batch([dataset[i]])
+            units = self.units_of(batch, UnitMap(1))
+            if not self.row_memory.undecided(units):
+                return
+            if self.row_memory.would_help(units):
+                self.private_gradient_of(batch, units, [1.0])
+
     def loss(self, units: Sequence[int], seed: int = 0) -> Tensor:
+        return self.loss_of(self.batch([sample for unit in units for sample in self.units[unit]], seed))
+
+    def batch(self, samples: list[Any], seed: int = 0) -> Any:
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
-        batch = self.transfer(self.collate([sample for unit in units for sample in self.units[unit]]))
+        batch = self.transfer(self.collate(samples))
         if batch is None:
             raise PrivacyError(
                 "collate_fn or a batch-transfer hook turned a training batch into None, which skips the step because "
                 "of what its samples are. Always return a batch; give unusable samples a loss of zero instead."
             )
+        return batch
+
+    def loss_of(self, batch: Any) -> Tensor:
         with torch.enable_grad():
             output = self.run_step(self.module, batch)
         loss = output.get("loss") if isinstance(output, dict) else output
@@ -214,14 +249,20 @@ class _Checks:
         counts = tuple(len(self.units[unit]) for unit in units)
         same = len({len(samples) for samples in self.units}) == 1
         owners = unit_map(sum(counts), counts[0] if same else 1, None if same else counts)
+        batch = self.batch([sample for unit in units for sample in self.units[unit]])
+        return self.private_gradient_of(batch, self.units_of(batch, owners), weights)
+
+    def private_gradient_of(self, batch: Any, units: UnitMap, weights: Sequence[float]) -> Tensor:
         with GradientEngine(
             self.module,
             Clipping(UNCLIPPED),
             noise_multiplier=0.0,
             expected_batch_size=1,
             loss_reduction=self.loss_reduction,
+            row_memory=self.row_memory,
         ) as engine:
-            engine.backward(self.loss(units), owners, torch.tensor(weights))
+            engine.expect(units)
+            engine.backward(self.loss_of(batch), units, torch.tensor(weights))
             return torch.cat([g.flatten() for g in engine.clipped_sum()])
 
     def plain_gradient(self, units: Sequence[int]) -> Tensor:

@@ -54,8 +54,14 @@ class StepUnderWay:
         """Turns to physical batch number ``chunk``."""
         self._chunk = chunk
 
-    def enter_backward(self) -> tuple[UnitMap, Tensor | None]:
-        """Counts the backward pass of the current physical batch; returns whose its samples are, and the units' weights."""
+    @property
+    def samples(self) -> UnitMap:
+        """Whose the samples of the current physical batch are."""
+        draw = self.draw
+        return unit_map(draw.sizes[self._chunk], draw.rows_per_unit, draw.rows[self._chunk] if draw.rows else None)
+
+    def enter_backward(self) -> Tensor | None:
+        """Counts the backward pass of the current physical batch; returns the units' weights."""
         draw = self.draw
         if self._done != self._chunk:
             raise PrivacyError(
@@ -63,9 +69,8 @@ class StepUnderWay:
                 "optimizer.step(closure=closure), or closure() and then optimizer.step(), in optimizer_step."
             )
         self._done += 1
-        units = unit_map(draw.sizes[self._chunk], draw.rows_per_unit, draw.rows[self._chunk] if draw.rows else None)
         # A stand-in keeps user code, logs and collectives in step on an empty draw; it must weigh exactly nothing.
-        return units, None if draw.real[self._chunk] else torch.zeros(units.num_units)
+        return None if draw.real[self._chunk] else torch.zeros(self.samples.num_units)
 
     def allow_another_backward(self) -> None:
         """After a release on a draw that may feed several, of one optimizer each."""

@@ -231,6 +231,8 @@ LAYERS: dict[str, Builder] = {
     "conv2d_strided": _conv(nn.Conv2d, 2, stride=(2, 1), padding=(1, 2)),
     "conv2d_dilated": _conv(nn.Conv2d, 2, dilation=(2, 1), padding=1),
     "conv2d_groups": _conv(nn.Conv2d, 2, groups=2, padding=1),
+    "conv2d_one_pixel": lambda: (nn.Conv2d(4, 6, 1), torch.randn(5, 4, 1, 1)),  # as in squeeze-and-excitation
+    "conv2d_one_pixel_groups": lambda: (nn.Conv2d(4, 4, 1, stride=2, groups=2), torch.randn(5, 4, 2, 2)),
     "conv2d_depthwise": lambda: (nn.Conv2d(4, 4, 3, groups=4), torch.randn(5, 4, 9, 8)),
     "conv2d_same": _conv(nn.Conv2d, 2, padding="same"),
     "conv2d_reflect": _conv(nn.Conv2d, 2, padding=1, padding_mode="reflect"),

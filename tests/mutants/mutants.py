@@ -20,6 +20,8 @@ PRECISION = "lightning_dp/gradients/precision.py"
 PRODUCT_SUM = "lightning_dp/gradients/contributions/product_sum.py"
 ENGINE = "lightning_dp/gradients/engine.py"
 GENERIC = "lightning_dp/gradients/generic.py"
+ROW_MEMORY = "lightning_dp/gradients/row_memory.py"
+WHOLE_BATCH = "lightning_dp/gradients/whole_batch.py"
 BACKWARD = "lightning_dp/gradients/backward.py"
 REPLAY = "lightning_dp/gradients/replay.py"
 NOISE = "lightning_dp/gradients/noise.py"
@@ -43,6 +45,8 @@ RULES = "tests/gradients/rules"
 UNITS = "tests/gradients/test_units.py"
 BY_HAND = "tests/strategies/test_manual.py"
 CUT_TESTS = "tests/accounting/test_truncation.py"
+GRAPHS = "tests/gradients/test_graphs.py"
+SHARED = "tests/gradients/test_shared.py"
 UNIT_TESTS = "tests/sampling/test_units.py"
 TRAPS = "tests/traps/test_traps.py"
 
@@ -311,9 +315,29 @@ LEAK_FAULTS = (
         f"{LEAKS}::test_a_loss_that_reaches_back_to_earlier_rows_is_refused",
     ),
     _mutant(
-        "an axis that is not the batch's goes unnoticed", BACKWARD,
-        "        if before != fold:\n", "        if False:\n",
+        "an axis that is not the batch's goes unnoticed", ROW_MEMORY,
+        "        if not left:\n", "        if False:\n",
         f"{UNITS}::test_a_wrong_axis_that_divides_evenly_is_caught_when_the_batch_size_changes",
+    ),
+    _mutant(
+        "nodes are taken for edges where their numbers agree", ROW_MEMORY,
+        "if any(not torch.equal(owners,", "if any(False and not torch.equal(owners,",
+        f"{GRAPHS}::test_equal_numbers_of_nodes_and_edges_are_refused_while_nothing_told_them_apart",
+    ),
+    _mutant(
+        "a graph that is not finite reaches the others", WHOLE_BATCH,
+        "if not all(bool(torch.isfinite(g).all()) for g in gradients):", "if False:",
+        f"{GRAPHS}::test_a_graph_that_is_not_finite_spares_the_others",
+    ),
+    _mutant(
+        "a norm over all graphs goes unnoticed", WHOLE_BATCH,
+        "(rows * foreign).max() > APART", "(rows * foreign).max() > 1e9 + APART",
+        f"{GRAPHS}::test_a_norm_without_the_batch_vector_is_refused",
+    ),
+    _mutant(
+        "positions shared by the batch are taken for samples", ROW_MEMORY,
+        "                self._shared.add((name, call))\n", "                return False\n",
+        f"{SHARED}::test_matches_the_loop_at_every_batch_size",
     ),
     _mutant(
         "copies keep live taps", TAPS, "    taps._paused = True\n    return taps", "    return taps",
@@ -522,7 +546,7 @@ MANUAL_FAULTS = (
 STRATEGY_FAULTS = (
     _mutant(
         "a stand-in has weight one", "lightning_dp/strategies/step.py",
-        "return units, None if draw.real[self._chunk] else torch.zeros(units.num_units)", "return units, None",
+        "return None if draw.real[self._chunk] else torch.zeros(self.samples.num_units)", "return None",
         "tests/strategies/test_empty_draws.py::test_a_stand_in_contributes_exactly_nothing",
     ),
     _mutant(

@@ -189,7 +189,6 @@ STOPPED: dict[str, tuple[Callable[[], Tiny], str]] = {
     "assigned_buffer": (before(Assigned), r"private data into net.0.seen"),
     "regulariser": (Regularised, r"net.0.weight.*weight_decay"),
     "functional_use": (Functional, r"net.2.weight"),
-    "shared_positions": (lambda: Tiny(net=Positions()), r"net.places \(Embedding\).*expanded"),
 }
 
 
@@ -325,6 +324,7 @@ PASSES: dict[str, Callable[[], Tiny]] = {
     "layer_norm": between(lambda: nn.LayerNorm(8)),
     "group_norm": between(lambda: nn.GroupNorm(2, 8)),
     "counting_buffer": before(Counting),
+    "shared_positions": lambda: Tiny(net=Positions()),
     "expanded_positions": lambda: Tiny(net=ExpandedPositions()),
     "frozen_statistics": FrozenStatistics,
     "relu_in_place": between(lambda: nn.ReLU(inplace=True)),

@@ -63,15 +63,16 @@ class ProductSum(Contribution):
         """``(S, G * p * d)`` in the order of :meth:`columns` as ``(S, *shape)``."""
         return gradients.view(gradients.shape[0], *self.shape)
 
-    def build(self, out: Tensor) -> Energies:
-        """Writes the units' gradients to ``out`` ``(U, G * p * d)``; returns the positions' energies."""
+    def most_energy(self) -> Tensor:
+        """An upper bound ``(U,)`` on the sum of ``||a[u, g, t]||^2`` over groups and positions."""
+        return row_squares(self.a)
+
+    def build(self, out: Tensor) -> None:
+        """Writes the units' gradients to ``out`` ``(U, G * p * d)``."""
         _, d, p = self.sizes
-        found = []
         for start, stop in self._chunks(1):
             a, b = self.columns(start, stop)
             torch.bmm(b.flatten(0, 1).mT, a.flatten(0, 1), out=out[start:stop].view(-1, p, d))
-            found.append((energies(a), energies(b)))
-        return _joined(found)
 
     @override
     def choose_route(self, memory: Memory) -> None:
@@ -116,18 +117,42 @@ class ProductSum(Contribution):
         length, d, p = self.sizes
         if self.route == "direct":
             return ((energies(self.a) + d * LOST) * (energies(self.b) + p * LOST)).sum((1, 2))
-        route = {"gram": self._gram, "held": self._hold, "streamed": self._stream}[self.route]
-        norms, (a_square, b_square) = route()
+        if self.route == "gram":
+            norms, found = self._gram()
+        else:
+            norms = self._hold() if self.route == "held" else self._stream()
+            if self._nothing_cancels(norms):
+                self._drop_if_held()
+                return norms
+            found = self._positions()
+            self._drop_if_held()
         # Rounded up by what underflow may have hidden: a huge input times a tiny gradient is no tiny product.
-        a_norm, b_norm = (a_square + d * LOST).sqrt_(), (b_square + p * LOST).sqrt_()
+        a_norm, b_norm = (found[0] + d * LOST).sqrt_(), (found[1] + p * LOST).sqrt_()
         terms = (a_norm * b_norm).sum((1, 2)).square()
         lost = ((p * LOST) ** 0.5 * a_norm.sum(2)).square().sum(1) + ((d * LOST) ** 0.5 * b_norm.sum(2)).square().sum(1)
         # Terms that cancel leave a sum of the size of their rounding errors, and while they are being summed they push
         # the other units' digits out: a unit never counts as smaller than what that arithmetic can resolve.
-        self._bounds = lost, terms * max(RESOLUTION / length**0.5, ROUNDOFF * length) ** 2
+        self._bounds = lost, terms * resolution(length)
         if self.route == "gram":
             self.doubtful = norms < CANCELLATION * terms
         return torch.maximum(norms + self._bounds[0], self._bounds[1])
+
+    def _nothing_cancels(self, norms: Tensor) -> bool:
+        """Whether the norms are so large, beside a bound on all their terms, that neither rounding nor underflow matters.
+
+        Nearly always so, and much cheaper to see than each position's energy. Asked on CPU only: the answer would stall
+        a GPU.
+        """
+        if self.a.device.type != "cpu":
+            return False
+        terms = self.most_energy() * row_squares(self.b)
+        # The square of a norm above 1e-16 cannot have lost a part that matters to underflow.
+        return bool(((norms >= terms * resolution(self.sizes[0])) & (norms > 1e-16)).all())
+
+    def _drop_if_held(self) -> None:
+        """The records are no longer needed where gradients are held: this is the memory that they take instead."""
+        if self.held is not None:
+            self.a, self.b = self.a[:, :0], self.b[:, :0]
 
     @override
     def repaired(self, norms: Tensor) -> Tensor:
@@ -158,21 +183,29 @@ class ProductSum(Contribution):
             norms.append(a_gram.mul_(b_gram).view(units, -1).sum(1))
         return torch.cat(norms), _joined(found)
 
-    def _hold(self) -> tuple[Tensor, Energies]:
+    def _hold(self) -> Tensor:
         shape = (self.num_units, self.shape.numel())
         held = self.a.new_empty(shape) if self._memory is None else self._memory.buffer(shape, self.a)
-        found = self.build(held)
-        # The records are no longer needed: this is the memory that the gradients take instead.
-        self.held, self.a, self.b = held, self.a[:, :0], self.b[:, :0]
-        return row_squares(held), found
+        self.build(held)
+        self.held = held
+        return row_squares(held)
 
-    def _stream(self) -> tuple[Tensor, Energies]:
-        norms, found = [], []
+    def _stream(self) -> Tensor:
+        norms = []
         for start, stop in self._chunks(self.shape.numel()):
             a, b = self.columns(start, stop)
             norms.append(row_squares((b.mT @ a).flatten(1)))
-            found.append((energies(a), energies(b)))
-        return torch.cat(norms), _joined(found)
+        return torch.cat(norms)
+
+    def _positions(self) -> Energies:
+        columns = (self.columns(start, stop) for start, stop in self._chunks(1))
+        return _joined([(energies(a), energies(b)) for a, b in columns])
+
+
+def resolution(length: int) -> float:
+    """The least share of its squared terms that the square of a sum of ``length`` terms can resolve, generously."""
+    share: float = max(RESOLUTION / length**0.5, ROUNDOFF * length)
+    return share * share
 
 
 def energies(rows: Tensor) -> Tensor:

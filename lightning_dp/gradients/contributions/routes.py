@@ -8,7 +8,7 @@ __all__ = ("Route", "cheapest", "route_costs")
 
 Route = Literal["direct", "gram", "held", "streamed"]
 
-TOUCH = 40  # handling held gradients (write, norm, sum) costs as much as this many multiply-adds an element
+TOUCH = 20  # handling held gradients (write, norm, sum) costs as much as this many multiply-adds an element
 TOUCH_CACHED = 15  # the same where they fit the last-level cache
 CACHE = 1 << 22  # elements
 BUILD = 20  # the same where the gradients are written and read once, in cache

@@ -7,15 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_dp.gradients.contributions import Contribution, PerUnit
-from lightning_dp.gradients.contributions.product_sum import Energies, ProductSum
+from lightning_dp.gradients.contributions import Contribution, OuterProduct, PerUnit
+from lightning_dp.gradients.contributions.product_sum import ProductSum
 from lightning_dp.gradients.memory import Memory
 from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 
 __all__ = ("ConvGeometry", "ConvWeight", "conv_rule")
 
 CHANNELS_LAST = 4  # inputs from which on patches are copied channels last: rows of a patch are then long enough
-LONG_ROWS = 5  # the same for the rows of a kernel
 LIBRARY_WORK = 4_000_000  # multiply-adds a unit
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -64,27 +63,21 @@ class ConvWeight(ProductSum):
         out.add_(self.geometry.weight_gradient(self.a.flatten(0, 1), scaled.flatten(0, 1), self.shape))
 
     @override
-    def build(self, out: Tensor) -> Energies:
+    def most_energy(self) -> Tensor:
+        # Each input element lies in at most as many patches as the kernel has elements.
+        return super().most_energy() * self.geometry.kernel_elements
+
+    @override
+    def build(self, out: Tensor) -> None:
         work = self.sizes[0] * self.shape.numel()
         if work < LIBRARY_WORK or self.a.device.type != "cpu":
-            return super().build(out)
+            super().build(out)
+            return
         # The library's own kernel, unit by unit, needs no patches; below that much work its overhead dominates.
         self._channels_last = False
         for unit in range(self.num_units):
             gradient = self.geometry.weight_gradient(self.a[unit], self.b[unit], self.shape)
             out[unit].view(self.shape).copy_(gradient)
-        return self._energies()
-
-    def _energies(self) -> Energies:
-        """Energies of patches as sums over the input's, without building patches."""
-        units, fold, groups = self.num_units, self.a.shape[1], self.groups
-        x = self.a.reshape(units * fold, groups, -1, *self.a.shape[3:]).square().sum(2)
-        grad = self.b.reshape(units * fold, groups, -1, *self.b.shape[3:]).square().sum(2)
-        a, b = (
-            t.reshape(units, fold, groups, -1).transpose(1, 2).reshape(units, groups, -1)
-            for t in (self.geometry.patch_sums(x), grad)
-        )
-        return a, b
 
 
 class ConvGeometry:
@@ -141,21 +134,8 @@ class ConvGeometry:
                 (x.shape[0], *out, *self.kernel, x.shape[-1]), (x.stride(0), *across, *within, x.stride(-1))
             )
             return _copied(view, memory).view(x.shape[0], torch.Size(out).numel(), -1)
-        if self.kernel[-1] >= LONG_ROWS:
-            view = x.as_strided(
-                (x.shape[0], self.groups, *out, x.shape[1] // self.groups, *self.kernel),
-                (x.stride(0), x.stride(1) * (x.shape[1] // self.groups), *across, x.stride(1), *within),
-            )
-            return _copied(view, memory).view(x.shape[0], self.groups, torch.Size(out).numel(), -1)
         view = x.as_strided((*x.shape[:2], *self.kernel, *out), (*x.stride()[:2], *within, *across))
         return _copied(view, memory).view(x.shape[0], self.groups, -1, torch.Size(out).numel()).mT
-
-    def patch_sums(self, x: Tensor) -> Tensor:
-        """The sum of each channel over the patch of each output element: ``(R, G, *spatial) -> (R, G, L)``."""
-        weight = x.new_ones(x.shape[1], 1, *self.kernel)
-        conv = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
-        summed = conv(x, weight, None, self.stride, self.padding, self.dilation, x.shape[1])
-        return summed.flatten(2)
 
     def weight_gradient(self, x: Tensor, grad: Tensor, shape: torch.Size) -> Tensor:
         """The weight gradient summed over all rows, by the library's own kernel."""
@@ -177,7 +157,9 @@ def conv_rule(call: LayerCall) -> dict[str, Contribution]:
     if "weight" in call.trainable:
         geometry = ConvGeometry(module)
         x = units.by_unit(geometry.pad(call.x), call.name)
-        found["weight"] = ConvWeight(x, units.by_unit(grad, call.name), module.weight.shape, geometry)
+        weight = ConvWeight(x, units.by_unit(grad, call.name), module.weight.shape, geometry)
+        pointwise = weight.sizes[0] == 1 and geometry.kernel_elements == 1  # a linear layer in all but its axes
+        found["weight"] = OuterProduct(*weight.columns(0, weight.num_units), weight.shape) if pointwise else weight
     if "bias" in call.trainable:
         found["bias"] = PerUnit(units.by_unit(grad.flatten(2).sum(2), call.name).sum(1))
     return found

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_dp.gradients import Clipping, GradientEngine, UnitMap
-from tests.gradients.oracle import clipped_sum, layer_numbers, relative_error
+from tests.gradients.oracle import clipped_sum, layer_numbers
 
 Run = Callable[[nn.Module], Tensor]
 TOLERANCE = 1e-4
@@ -62,5 +62,7 @@ def assert_agrees(module: nn.Module, run: Run, units: UnitMap, seed: int = 0, to
         torch.manual_seed(seed)
         engine.backward(unit_losses(run(module), units).mean(), units)
         got = engine.clipped_sum()
-    assert relative_error(got, truth) < tolerance
+    # Units may cancel each other in the sum, down to rounding: it is then held to the scale of what was summed.
+    for one, other in zip(got, truth, strict=True):
+        assert float((one - other).abs().max()) < tolerance * max(float(other.abs().max()), 1e-2 * bound)
     assert all(isinstance(p, nn.Parameter) and p.grad is None for p in module.parameters())

@@ -36,7 +36,7 @@ def test_prelu_of_rows_without_channels_agrees() -> None:
 @given(
     data=st.data(),
     units=unit_maps(),
-    sizes=st.tuples(*[st.integers(1, 4)] * 3),
+    sizes=st.tuples(*[st.integers(2, 4)] * 3),
     shape=st.lists(st.integers(1, 3), max_size=2),
     bias=st.booleans(),
     named=st.booleans(),

@@ -1,0 +1,1 @@
+"""What a private step costs, beside the plain step and beside others; and which networks work."""
