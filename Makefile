@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install lint types test test-fast mutants docs clean
+.PHONY: help quickstart install lint types test test-fast mutants bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ test-fast: install ## tests that take no more than a few seconds and one process
 
 mutants: install ## break the privacy on purpose, one fault at a time: each must turn a test red
 	$(PY) tests/mutants/run.py
+
+bench: $(VENV)/.lightning-dp-test ## the cost of a private step beside the plain one and beside peers (ten minutes, quiet machine)
+	$(PY) -m benchmarks.step_cost
 
 docs: $(VENV)/.lightning-dp-docs ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -140,6 +140,29 @@ def say_row(network: str, rows: dict[str, dict[str, object]]) -> None:
         print(f"  {name:13s} {row['milliseconds']:9.1f} ms  x{row['ratio']:6.2f} {share}", flush=True)
 
 
+def markdown(result: dict[str, object]) -> str:
+    """The table for the documentation: time ratio, and memory ratio in parentheses."""
+    table: dict[str, dict[str, dict[str, float]]] = result["table"]  # type: ignore[assignment]
+    names = list(dict.fromkeys(name for rows in table.values() for name in rows))
+    names = [name for name in names if any("ratio" in rows.get(name, {}) for rows in table.values())]
+    lines = ["| network | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for network, rows in table.items():
+        cells = []
+        for name in names:
+            row = rows.get(name, {})
+            if "ratio" not in row:
+                cells.append("does not run")
+            elif name == "plain":
+                cells.append(f"{row['milliseconds']:.1f} ms, {row['peak_mib']:.0f} MiB")
+            else:
+                memory = f" ({row['peak_mib'] / rows['plain']['peak_mib']:.2f})" if row["peak_mib"] else ""
+                cells.append(f"{row['ratio']:.2f}{memory}")
+        lines.append(f"| {NETWORKS[network].says} | " + " | ".join(cells) + " |")
+    found = ", ".join(f"{key} {value}" for key, value in result["versions"].items())  # type: ignore[attr-defined]
+    note = f"Time of a step over the plain step; in parentheses peak memory over the plain step's. {found}; {result['threads']}"
+    return "\n".join([*lines, "", f"{note} threads, medians of {result['rounds']} rounds.", ""])
+
+
 def plot(result: dict[str, object], path: Path) -> None:
     """Bars of the ratio to the plain step."""
     import matplotlib as mpl
@@ -185,6 +208,7 @@ def main() -> None:
     print(f"\n{result['versions']}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "step_cost.json").write_text(json.dumps(result, indent=1) + "\n")
+    (arguments.out / "step_cost.md").write_text(markdown(result))
     plot(result, arguments.out / "step_cost.png")
 
 

@@ -30,6 +30,7 @@ from lightning_dp.gradients import (
     rows_of_units,
     units_of_batch,
 )
+from lightning_dp.gradients.memory import Memory
 from lightning_dp.sampling import (
     LogicalSampler,
     PoissonSampler,
@@ -73,6 +74,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
         sampling: ``"poisson"``, ``"truncated_poisson"`` or ``"shuffle"``.
         physical_batch_size: the most samples that a device holds at once; a unit with more is held alone.
         loss_reduction: whether ``training_step`` returns a mean or a sum.
+        memory_limit: bytes that the engine may hold beyond its records; see
+            :class:`~lightning_dp.gradients.GradientEngine`.
         self_check: compare with plain PyTorch before the first step.
         seed: for tests only.
         max_grad_norm_schedule: factors on the bound, step by step.
@@ -92,6 +95,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         sampling: Sampling,
         physical_batch_size: int | None,
         loss_reduction: LossReduction,
+        memory_limit: int | None,
         self_check: bool,
         seed: int | None,
         processes: Processes,
@@ -122,6 +126,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
         self._sampling, self._physical_batch_size = sampling, physical_batch_size
         self._max_batch_size = max_batch_size
         self._loss_reduction: LossReduction = loss_reduction
+        Memory(memory_limit)  # refuses a limit that is none before anything runs
+        self._memory_limit = memory_limit
         self._self_check, self._seed = self_check, seed
         self._post_processing = (post_processing,) if isinstance(post_processing, str) else tuple(post_processing)
         self._manual: ManualOptimization | None = None
@@ -291,6 +297,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             expected_batch_size=settings.expected_batch_size,
             loss_reduction=self._loss_reduction,
             noise=NoiseSource(self._seed, self.global_rank),
+            memory_limit=self._memory_limit,
             parameters=None if self._manual is None else self._manual.private_parameters,
             row_memory=row_memory,
         )

@@ -75,6 +75,8 @@ class DPStrategy(PrivateTrainingStrategy):
         unit_map: for batches whose layers see something else than one row a sample: from the batch that ``training_step``
             gets to the :class:`~lightning_dp.gradients.UnitMap` of its rows to its samples. Batches of torch-geometric need
             none.
+        memory_limit: bytes that the engine may take beyond what it records, for gradients that it holds from the norm to the
+            sum and for temporaries; ``None``: little more than a plain step. A limit changes speed, never results.
         self_check: compare the engine with plain PyTorch on a few samples before the first step.
         seed: **for tests only**: fixes noise and sampling. Whoever knows it can subtract the noise.
         accelerator: as in Lightning's strategies; normally set by the Trainer.
@@ -115,6 +117,7 @@ class DPStrategy(PrivateTrainingStrategy):
         post_processing: Sequence[str] = (),
         loss_reduction: LossReduction = "mean",
         unit_map: Callable[[Any], UnitMap] | None = None,
+        memory_limit: int | None = None,
         self_check: bool = True,
         seed: int | None = None,
         accelerator: Accelerator | None = None,
@@ -133,6 +136,7 @@ class DPStrategy(PrivateTrainingStrategy):
             sampling=sampling,
             physical_batch_size=physical_batch_size,
             loss_reduction=loss_reduction,
+            memory_limit=memory_limit,
             self_check=self_check,
             seed=seed,
             processes=Processes(
