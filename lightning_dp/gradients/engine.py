@@ -14,6 +14,7 @@ from torch.utils.checkpoint import CheckpointError
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients.adaptive import AdaptiveThreshold
 from lightning_dp.gradients.backward import BackwardPass
+from lightning_dp.gradients.borrowed import readers
 from lightning_dp.gradients.clipping import Clipping
 from lightning_dp.gradients.memory import Memory
 from lightning_dp.gradients.noise import NoiseSource
@@ -115,6 +116,7 @@ class GradientEngine:
         self._bound = 0.0
         if row_memory is not None:
             self._taps.row_memory = row_memory
+            self._taps.borrow(row_memory.borrowed)
 
     def __enter__(self) -> GradientEngine:
         return self
@@ -311,12 +313,16 @@ class GradientEngine:
         if leaked:
             for parameter in self.module.parameters():
                 parameter.grad = None
+            memory = self._taps.row_memory
+            memory.borrow(leaked, lambda name: len(readers(self.module, name)))
+            self._taps.borrow(memory.borrowed)  # from the next pass on
             raise PrivacyError(
                 f"autograd sent a gradient to {', '.join(leaked)} that did not pass through the layer that owns it, so "
                 "it is neither clipped nor noised. Usual causes: a weight used by a function outside its module "
                 "(F.linear(x, other.weight)), a layer run by layer.forward(x) instead of layer(x), a regulariser inside the "
                 "loss (use the optimizer's weight_decay), or activation checkpointing with use_reentrant=True "
-                "(use_reentrant=False works)."
+                "(use_reentrant=False works). Where the module around the layer reads the weight, it is followed from now on: "
+                "run the pass again."
             )
 
     def _accumulation_dtype(self) -> torch.dtype:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 
 from lightning_dp.errors import PrivacyError
@@ -35,6 +37,8 @@ class RowMemory:
     def __init__(self) -> None:
         self._readings: dict[Call, frozenset[Reading]] = {}
         self._shared: set[Call] = set()
+        self.borrowed: dict[str, int] = {}
+        """Parameters that leaked, and how many modules around their owner are followed for reading them themselves."""
 
     def resolve(self, name: str, call: int, num_rows: int, units: UnitMap) -> UnitMap:
         """The map of the ``num_rows`` rows that call number ``call`` of layer ``name`` sees.
@@ -100,6 +104,18 @@ class RowMemory:
                 "shares (an embedding of torch.arange), and nothing before it told which. Let the strategy's self-check "
                 "run, or in a loop of your own run one backward pass on a single unit first."
             )
+
+    def borrow(self, names: Iterable[str], most: Callable[[str], int]) -> bool:
+        """Follows one more module around each parameter that leaked; whether there was one.
+
+        Args:
+            names: qualified parameter names.
+            most: how many modules around a parameter there are.
+        """
+        more = {name: self.borrowed.get(name, 0) + 1 for name in names}
+        more = {name: level for name, level in more.items() if level <= most(name)}
+        self.borrowed.update(more)
+        return bool(more)
 
     def undecided(self, units: UnitMap) -> list[frozenset[Reading]]:
         """Readings with different maps that no batch so far has told apart for some call; ``units`` is any batch's map."""

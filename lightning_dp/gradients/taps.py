@@ -9,7 +9,7 @@ arrive on one came round the taps: that is a leak, and it is reported by name.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from lightning_dp.gradients.bare import (
     map_tensors,
     tensors_in,
 )
+from lightning_dp.gradients.borrowed import held_in_containers, readers
 from lightning_dp.gradients.layouts import sequence_first
 from lightning_dp.gradients.memory import nbytes
 from lightning_dp.gradients.replay import RandomState
@@ -153,15 +154,39 @@ class Taps:
         self._sites = {module: _Site.of(module, name) for module, name in self._names.items()}
         self._follows = any(site.bare for site in self._sites.values())
         self._parameters = dict(root.named_parameters(remove_duplicate=False))
+        self._borrowed: dict[nn.Module, list[str]] = {}
+        self._hooked: set[nn.Module] = set()
         for module in self._names:
             if any(True for _ in module.parameters(recurse=False)):
-                self._handles.append(module.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True))
-                self._handles.append(
-                    module.register_forward_hook(self._after, prepend=True, with_kwargs=True, always_call=True)
-                )
+                self._hook(module)
+        self.borrow(dict.fromkeys(held_in_containers(root), 1))
         for name, parameter in root.named_parameters():
             if parameter.is_floating_point() and (only is None or parameter in only):
                 self._watch(name, parameter)
+
+    def _hook(self, module: nn.Module) -> None:
+        if module in self._hooked:
+            return
+        self._hooked.add(module)
+        self._handles.append(module.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True))
+        self._handles.append(
+            module.register_forward_hook(self._after, prepend=True, with_kwargs=True, always_call=True)
+        )
+
+    def borrow(self, levels: Mapping[str, int]) -> None:
+        """Follows parameters that a module around their owner reads itself, as if they were that module's own.
+
+        Args:
+            levels: qualified parameter names, and how many modules around the owner are followed.
+        """
+        for name, level in levels.items():
+            for path in readers(self.root, name)[:level]:
+                module = self.root.get_submodule(path)
+                below = name.removeprefix(f"{path}.") if path else name
+                if self._sites[module].bare and below not in self._borrowed.setdefault(module, []):
+                    self._borrowed[module].append(below)
+                    self._follows = True
+                    self._hook(module)
 
     def _watch(self, name: str, parameter: nn.Parameter) -> None:
         def leaked(_: Tensor) -> None:
@@ -237,7 +262,11 @@ class Taps:
             parameters = dict(module.named_parameters(remove_duplicate=False))
         else:
             parameters = module._parameters  # type: ignore[assignment]
+        if module in self._borrowed:
+            parameters = {**parameters, **{name: _get(module, name) for name in self._borrowed[module]}}
         for name, parameter in parameters.items():
+            if isinstance(parameter, BareParameter):  # put there by a module around this one that reads it, too
+                running.before[name], parameter = parameter, self._parameters[site.prefix + name]
             followed = self._only is None or parameter in self._only
             if parameter is not None and parameter.requires_grad and followed:  # stand-ins, of an outer call, do not
                 swapped[name] = parameter
@@ -266,7 +295,7 @@ class Taps:
         running, random_state = self._swapped[module].pop(), self._random_states.pop(module, None)
         swapped = running.parameters
         for name, parameter in swapped.items():
-            _put(module, name, parameter)
+            _put(module, name, running.before.get(name, parameter))
         site = self._site(module)
         if output is None or not (swapped or running.expressions) or site.bare:
             return None
@@ -384,11 +413,18 @@ class _Running:
     """A module whose forward pass is under way."""
 
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    before: dict[str, BareParameter] = field(default_factory=dict)
     expressions: dict[int, Expression] = field(default_factory=dict)
 
 
 def _plain(tensor: Tensor) -> Tensor:
     return (tensor.plain() if isinstance(tensor, BareParameter) else tensor).detach()
+
+
+def _get(module: nn.Module, name: str) -> nn.Parameter:
+    """What stands where a parameter of that dotted name is: the parameter or a stand-in."""
+    path, _, leaf = name.rpartition(".")
+    return module.get_submodule(path)._parameters[leaf]  # type: ignore[return-value]
 
 
 def _put(module: nn.Module, name: str, value: Tensor) -> None:
