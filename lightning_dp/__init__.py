@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_dp.callbacks import PrivacyAccountant
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
+from lightning_dp.models import replace_batch_norm
 from lightning_dp.strategies import DPStrategy
 
 try:
@@ -15,7 +16,15 @@ try:
 except PackageNotFoundError:  # run from a source tree that was not installed
     __version__ = "0+unknown"
 
-__all__ = ("DPStrategy", "PrivacyAccountant", "PrivacyConfigError", "PrivacyError", "PrivacyWarning", "__version__")
+__all__ = (
+    "DPStrategy",
+    "PrivacyAccountant",
+    "PrivacyConfigError",
+    "PrivacyError",
+    "PrivacyWarning",
+    "__version__",
+    "replace_batch_norm",
+)
 
 # Lightning has no entry points for strategies: a string exists once its package is imported. The guard makes a second
 # import (reload, notebooks) harmless. A string can carry only a default: eps = 8; any other budget needs the class.

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from lightning_dp.models.mlp import GroupNormMLP, TanhMLP
+from lightning_dp.models.replace import replace_batch_norm
 from lightning_dp.models.scattering import ScatteringTransform
 from lightning_dp.models.small import FlatLinear, TemperedCNN, TemperedSigmoid
 
-__all__ = ("FlatLinear", "GroupNormMLP", "ScatteringTransform", "TanhMLP", "TemperedCNN", "TemperedSigmoid")
+__all__ = (
+    "FlatLinear",
+    "GroupNormMLP",
+    "ScatteringTransform",
+    "TanhMLP",
+    "TemperedCNN",
+    "TemperedSigmoid",
+    "replace_batch_norm",
+)

@@ -45,8 +45,8 @@ def batch_norm(s: Subject) -> str | None:
     if found:
         return (
             f"{listed(found)} normalises by the whole batch: a sample's gradient depends on the others, and running "
-            "statistics store private data without noise. Use nn.GroupNorm (e.g. GroupNorm(min(32, C), C)), LayerNorm, "
-            "or in timm a model with norm_layer=timm.layers.GroupNorm1, before creating the optimizer."
+            "statistics store private data without noise. Call lightning_dp.replace_batch_norm(model) when the module is "
+            "built, which puts nn.GroupNorm in its place with the same weights, or use GroupNorm or LayerNorm yourself."
         )
     return None
 
