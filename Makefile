@@ -44,6 +44,8 @@ mutants: install ## break the privacy on purpose, one fault at a time: each must
 
 bench: $(VENV)/.lightning-dp-test ## the cost of a private step beside the plain one and beside peers (ten minutes, quiet machine)
 	$(PY) -m benchmarks.step_cost
+	$(PY) -m benchmarks.outside_step
+	$(PY) -m benchmarks.ranks
 
 docs: $(VENV)/.lightning-dp-docs ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -188,7 +188,6 @@ STOPPED: dict[str, tuple[Callable[[], Tiny], str]] = {
     "prototype": (before(Prototype), r"private data into net.0.centre"),
     "assigned_buffer": (before(Assigned), r"private data into net.0.seen"),
     "regulariser": (Regularised, r"net.0.weight.*weight_decay"),
-    "functional_use": (Functional, r"net.2.weight"),
 }
 
 
@@ -324,6 +323,7 @@ PASSES: dict[str, Callable[[], Tiny]] = {
     "layer_norm": between(lambda: nn.LayerNorm(8)),
     "group_norm": between(lambda: nn.GroupNorm(2, 8)),
     "counting_buffer": before(Counting),
+    "functional_use": Functional,
     "shared_positions": lambda: Tiny(net=Positions()),
     "expanded_positions": lambda: Tiny(net=ExpandedPositions()),
     "frozen_statistics": FrozenStatistics,
