@@ -82,8 +82,8 @@ def own_peak(network: str, contender: str) -> float:
     return resident("VmHWM") - before
 
 
-def peak(network: str, contender: str, repeats: int = 3) -> float | None:
-    """Median peak memory over processes of their own."""
+def peak(network: str, contender: str, repeats: int = 1) -> float | None:
+    """Median peak memory over ``repeats`` processes of their own."""
     command = [sys.executable, "-m", "benchmarks.step_cost", "--peak", network, contender]
     figures = []
     for _ in range(repeats):
@@ -94,8 +94,8 @@ def peak(network: str, contender: str, repeats: int = 3) -> float | None:
     return statistics.median(figures)
 
 
-def measure(networks: list[str], names: list[str], rounds: int) -> dict[str, object]:
-    """The whole table."""
+def measure(networks: list[str], names: list[str], rounds: int, memory_of: list[str]) -> dict[str, object]:
+    """The whole table; peak memory for some of the contenders."""
     table: dict[str, dict[str, dict[str, object]]] = {}
     for network in networks:
         steps, reasons = contestants(network, names)
@@ -109,7 +109,7 @@ def measure(networks: list[str], names: list[str], rounds: int) -> dict[str, obj
                 "milliseconds": 1e3 * middle,
                 "spread": [1e3 * min(seconds), 1e3 * max(seconds)],
                 "ratio": middle / base,
-                "peak_mib": peak(network, name) if platform.system() == "Linux" else None,
+                "peak_mib": peak(network, name) if platform.system() == "Linux" and name in memory_of else None,
             }
         table[network] = rows
         say_row(network, rows)
@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--memory", nargs="*", default=list(CONTENDERS), help="contenders whose peak memory is measured")
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder for step_cost.json and step_cost.png")
     parser.add_argument("--peak", nargs=2, metavar=("NETWORK", "CONTENDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -204,7 +205,7 @@ def main() -> None:
         print(own_peak(*arguments.peak))
         return
     names = list(dict.fromkeys(["plain", *arguments.contenders]))
-    result = measure(arguments.networks, names, arguments.rounds)
+    result = measure(arguments.networks, names, arguments.rounds, arguments.memory)
     print(f"\n{result['versions']}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "step_cost.json").write_text(json.dumps(result, indent=1) + "\n")
