@@ -209,7 +209,7 @@ def main() -> None:
     print(f"\n{result['versions']}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "step_cost.json").write_text(json.dumps(result, indent=1) + "\n")
-    (arguments.out / "step_cost.md").write_text(markdown(result))
+    (arguments.out / "step_cost.txt").write_text(markdown(result))
     plot(result, arguments.out / "step_cost.png")
 
 

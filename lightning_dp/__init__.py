@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_dp.callbacks import PrivacyAccountant
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
+from lightning_dp.inspection import inspect
 from lightning_dp.models import replace_batch_norm
 from lightning_dp.strategies import DPStrategy
 
@@ -23,6 +24,7 @@ __all__ = (
     "PrivacyError",
     "PrivacyWarning",
     "__version__",
+    "inspect",
     "replace_batch_norm",
 )
 

@@ -3,6 +3,7 @@
 ```console
 lightning-dp fit --config recipes/<name>/config.yaml
 lightning-dp fit --config recipes/<name>/config.yaml --trainer.strategy.eps 4
+lightning-dp inspect --config recipes/<name>/config.yaml
 ```
 
 In YAML, `class_path: DPStrategy` is enough; a class outside this package is named by its full path, as usual.
@@ -11,11 +12,13 @@ Importing this module needs the core install only; running the command needs the
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
@@ -25,8 +28,9 @@ import lightning_dp.data
 import lightning_dp.models
 import lightning_dp.strategies
 import lightning_dp.tasks
+from lightning_dp.inspection import inspect
 
-__all__ = ("PrivateCLI", "command_line", "main")
+__all__ = ("InspectingTrainer", "PrivateCLI", "command_line", "main")
 
 
 class SaveConfigBesideLogs(SaveConfigCallback):
@@ -43,11 +47,54 @@ class SaveConfigBesideLogs(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+class InspectingTrainer(Trainer):
+    """A Trainer with one thing more that it can be told to do with a module and its data."""
+
+    def inspect(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Shows how the module would be trained privately, layer by layer, without training it.
+
+        Args:
+            model: what ``fit`` would train.
+            datamodule: what it would be trained on; one batch is read.
+            ckpt_path: accepted, so that a saved configuration of ``fit`` can be used; not read.
+            weights_only: accepted likewise.
+
+        Raises:
+            SystemExit: with code 1 if something keeps the module from being trained privately.
+        """
+        if datamodule is not None:
+            datamodule.trainer = self
+            datamodule.prepare_data()
+            datamodule.setup("fit")
+        else:
+            model.prepare_data()
+            model.setup("fit")
+        model.trainer = self
+        model.configure_model()
+        loader = (model if datamodule is None else datamodule).train_dataloader()
+        report = inspect(model, next(chain(loader)), loss_reduction=getattr(self.strategy, "loss_reduction", "mean"))
+        sys.stdout.write(f"{report}\n")
+        if not report.ok:
+            raise SystemExit(1)
+
+
 class PrivateCLI(LightningCLI):
     """`LightningCLI` that explains the one mistake everybody makes with `--trainer.strategy`.
 
     It repeats nothing of its parent's signature, so a patch release of Lightning cannot break it.
     """
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, and `inspect`, which takes the same configuration as `fit`."""
+        return {**LightningCLI.subcommands(), "inspect": {"model", "datamodule"}}
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -67,7 +114,7 @@ class PrivateCLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run `lightning-dp fit|validate|test|predict`.
+    """Run `lightning-dp fit|validate|test|predict|inspect`.
 
     Args:
         args: The words after `lightning-dp`. None reads them from the command line.
@@ -91,6 +138,7 @@ def command_line(args: list[str] | None = None, run: bool = True) -> PrivateCLI:
         run: Whether a subcommand is expected and executed. If not, the objects wait in the returned `PrivateCLI`.
     """
     return PrivateCLI(
+        trainer_class=InspectingTrainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
         # Initial weights and data splits repeat from run to run; privacy noise has no seed to reach.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import Strategy
 
 import lightning_dp.cli
@@ -118,6 +121,33 @@ def test_help_of_every_strategy_can_be_built(name: str, capsys: pytest.CaptureFi
         main(["fit", f"--trainer.strategy.help={name}"])
     assert stop.value.code == 0
     assert "--trainer.strategy" in capsys.readouterr().out
+
+
+def test_inspect_prints_the_table_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["inspect", *BORING, "--config", strategy_config(tmp_path)])
+    printed = capsys.readouterr().out
+    assert re.search(r"layer +Linear +66 +all +rule +direct", printed)
+    assert "Nothing found" in printed
+
+
+def test_inspect_takes_the_configuration_that_fit_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    main(["fit", *BORING, "--config", strategy_config(tmp_path), "--trainer.default_root_dir", str(folder)])
+    main(["inspect", "--config", str(folder / "config.yaml")])
+    assert "Linear" in capsys.readouterr().out
+
+
+def test_inspect_fails_where_fit_would_refuse(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", "--model=tests.test_cli.WithBatchNorm", *BORING[1:]])
+    assert stop.value.code == 1
+    assert "replace_batch_norm" in capsys.readouterr().out
+
+
+class WithBatchNorm(BoringModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Sequential(torch.nn.Linear(32, 2), torch.nn.BatchNorm1d(2))
 
 
 def test_a_run_without_a_logger_leaves_the_given_configuration_alone(tmp_path: Path) -> None:

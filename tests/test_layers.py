@@ -30,8 +30,9 @@ MAY_IMPORT = {
     "tasks": {"metrics", "models", "data"},
     "strategies": {"accounting", "gradients", "sampling", "_compat"},
     "callbacks": {"accounting", "metrics", "_compat"},
-    "cli": CORE | PLUGINS | {"_compat"},
-    "__init__": CORE | PLUGINS,
+    "inspection": {"gradients", "strategies"},
+    "cli": CORE | PLUGINS | {"_compat", "inspection"},
+    "__init__": CORE | PLUGINS | {"inspection"},
 }
 
 # Other people's packages a part must do without, wherever in the file the import stands.

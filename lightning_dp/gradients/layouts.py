@@ -24,7 +24,8 @@ def sequence_first(root: nn.Module) -> frozenset[nn.Module]:
     """
     found: set[nn.Module] = set()
     for module in root.modules():
-        layers = [module] if type(module) in LAYERS else list(getattr(module, "layers", ()))
+        stack = getattr(module, "layers", None)  # which in other people's classes may be anything
+        layers = [module] if type(module) in LAYERS else list(stack) if isinstance(stack, nn.ModuleList) else []
         if type(module) not in LAYERS + STACKS or not layers or not all(_is_sequence_first(part) for part in layers):
             continue
         found.update(part for part in module.children() if not any(True for _ in part.children()))

@@ -11,13 +11,13 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients import Clipping, GradientEngine, LossReduction, RowMemory, UnitMap
@@ -25,7 +25,7 @@ from lightning_dp.gradients.bare import tensors_in
 from lightning_dp.sampling import UnitRows
 from lightning_dp.strategies.step import unit_map
 
-__all__ = ("check_module", "muted_copy")
+__all__ = ("Checks", "check_module", "muted_copy")
 
 TOLERANCE = 1e-2  # of the larger gradient's norm; a coupling or a wrong rule errs by far more, rounding by far less
 LOW_PRECISION_TOLERANCE = 1e-1  # bfloat16 keeps 8 bits
@@ -43,7 +43,8 @@ NOT_ALONE = (
     "depends on how many there are. Make it a mean over samples of terms that depend on one sample each."
 )
 
-Step = Callable[[LightningModule, Any], Any]
+Step = Callable[[Any, Any], Any]
+ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
 
 
 def check_module(
@@ -82,7 +83,7 @@ def check_module(
         chosen = sorted({i * (n - 1) // 4 for i in range(5)})
         owned = [(unit,) for unit in chosen] if rows is None else _some_rows(rows, chosen)
         units = [[dataset[i] for i in indices] for indices in owned]
-        check = _Checks(twin, units, collate, run_step, transfer, units_of, row_memory, loss_reduction)
+        check = Checks(twin, units, collate, run_step, transfer, units_of, row_memory, loss_reduction)
         check.state_is_not_written()
         check.learn_rows()
         check.engine_matches_plain_backward()
@@ -90,10 +91,18 @@ def check_module(
         check.kinds_of_rows_are_known(dataset)
 
 
-class _Checks:
+class Checks:
+    """The checks one by one, on a module that may be written to.
+
+    Args:
+        module: a copy of what is to be trained.
+        units: the samples of a few units.
+        collate, run_step, transfer, units_of, row_memory, loss_reduction: as in :func:`check_module`.
+    """
+
     def __init__(
         self,
-        module: LightningModule,
+        module: nn.Module,
         units: Sequence[Sequence[Any]],
         collate: Callable[[list[Any]], Any],
         run_step: Step,
@@ -105,7 +114,8 @@ class _Checks:
         self.module, self.units, self.collate = module, units, collate
         self.run_step, self.transfer, self.loss_reduction = run_step, transfer, loss_reduction
         self.units_of, self.row_memory = units_of, row_memory
-        low = module.trainer.precision == "bf16-mixed"
+        trainer = getattr(module, "_trainer", None)
+        low = trainer is not None and trainer.precision == "bf16-mixed"
         self.tolerance = LOW_PRECISION_TOLERANCE if low else TOLERANCE
 
     def state_is_not_written(self) -> None:
@@ -227,9 +237,11 @@ class _Checks:
                 self.private_gradient_of(batch, units, [1.0])
 
     def loss(self, units: Sequence[int], seed: int = 0) -> Tensor:
+        """The step's loss on a batch of some units, with the random numbers of ``seed``."""
         return self.loss_of(self.batch([sample for unit in units for sample in self.units[unit]], seed))
 
     def batch(self, samples: list[Any], seed: int = 0) -> Any:
+        """The batch of some samples, where the step will find it."""
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
@@ -242,6 +254,7 @@ class _Checks:
         return batch
 
     def loss_of(self, batch: Any) -> Tensor:
+        """The step's loss on a batch."""
         with torch.enable_grad():
             output = self.run_step(self.module, batch)
         loss = output.get("loss") if isinstance(output, dict) else output
@@ -258,6 +271,7 @@ class _Checks:
         return loss
 
     def private_gradient(self, units: Sequence[int], weights: Sequence[float]) -> Tensor:
+        """The engine's weighted sum over the units, unclipped and flat."""
         counts = tuple(len(self.units[unit]) for unit in units)
         same = len({len(samples) for samples in self.units}) == 1
         owners = unit_map(sum(counts), counts[0] if same else 1, None if same else counts)
@@ -265,6 +279,7 @@ class _Checks:
         return self.private_gradient_of(batch, self.units_of(batch, owners), weights)
 
     def private_gradient_of(self, batch: Any, units: UnitMap, weights: Sequence[float]) -> Tensor:
+        """The same over a batch that is there already."""
         with GradientEngine(
             self.module,
             Clipping(UNCLIPPED),
@@ -278,6 +293,7 @@ class _Checks:
             return torch.cat([g.flatten() for g in engine.clipped_sum()])
 
     def plain_gradient(self, units: Sequence[int]) -> Tensor:
+        """PyTorch's own gradient of the batch's loss, flat."""
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         grads = torch.autograd.grad(self.loss(units), parameters, allow_unused=True)
         return torch.cat(
@@ -333,7 +349,7 @@ def _error(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm()) / size
 
 
-def muted_copy(module: LightningModule) -> LightningModule:
+def muted_copy(module: ModuleKind) -> ModuleKind:
     """A deep copy that keeps its trainer but logs nothing: what a check computes must not leave it."""
     try:
         twin = copy.deepcopy(module, _detached_copies(module))
@@ -343,12 +359,13 @@ def muted_copy(module: LightningModule) -> LightningModule:
             f"({type(error).__name__}: {error}). Keep locks, files and connections out of the module's attributes, or "
             "use DPStrategy(self_check=False) once the same network has passed the check."
         ) from error
-    twin.__dict__["log"] = twin.__dict__["log_dict"] = _silence
-    twin.trainer = module.trainer
+    if isinstance(module, LightningModule) and isinstance(twin, LightningModule):
+        twin.__dict__["log"] = twin.__dict__["log_dict"] = _silence
+        twin._trainer = module._trainer
     return twin
 
 
-def _detached_copies(module: LightningModule) -> dict[int, Any]:
+def _detached_copies(module: nn.Module) -> dict[int, Any]:
     """For ``deepcopy``: what to put for tensors with a graph (a kept loss, a list of outputs), which it cannot copy."""
     values = [value for child in module.modules() for value in vars(child).values()]
     return {id(t): t.detach().clone() for t in tensors_in(values) if t.grad_fn is not None}

@@ -238,6 +238,8 @@ LAYERS: dict[str, Builder] = {
     "conv2d_reflect": _conv(nn.Conv2d, 2, padding=1, padding_mode="reflect"),
     "conv2d_circular": _conv(nn.Conv2d, 2, padding=1, padding_mode="circular"),
     "conv2d_pointwise": lambda: (nn.Conv2d(4, 6, 1, stride=2), torch.randn(5, 4, 8, 8)),
+    "conv2d_pointwise_of_one_pixel": lambda: (nn.Conv2d(4, 4, 1), torch.randn(5, 4, 1, 1)),
+    "conv2d_pointwise_of_one_pixel_groups": lambda: (nn.Conv2d(4, 4, 1, groups=2), torch.randn(5, 4, 1, 1)),
     "conv2d_no_bias": _conv(nn.Conv2d, 2, bias=False),
     "conv3d": _conv(nn.Conv3d, 3),
     "conv3d_strided": _conv(nn.Conv3d, 3, stride=2, padding=1, groups=2),

@@ -116,7 +116,8 @@ class ProductSum(Contribution):
     def squared_norms(self) -> Tensor:
         length, d, p = self.sizes
         if self.route == "direct":
-            return ((energies(self.a) + d * LOST) * (energies(self.b) + p * LOST)).sum((1, 2))
+            a, b = self.columns(0, self.num_units)
+            return ((energies(a) + d * LOST) * (energies(b) + p * LOST)).sum((1, 2))
         if self.route == "gram":
             norms, found = self._gram()
         else:
