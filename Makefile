@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install lint types test test-fast mutants bench docs clean
+.PHONY: help quickstart install lint types test test-fast mutants bench compatibility docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ bench: $(VENV)/.lightning-dp-test ## the cost of a private step beside the plain
 	$(PY) -m benchmarks.step_cost
 	$(PY) -m benchmarks.outside_step
 	$(PY) -m benchmarks.ranks
+
+compatibility: $(VENV)/.lightning-dp-test ## which of timm's families train exactly (half an hour)
+	$(PY) benchmarks/compatibility.py
 
 docs: $(VENV)/.lightning-dp-docs ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -225,6 +225,33 @@ def sweep(families: Sequence[str], again: bool) -> None:
         print(family, row["outcome"], f"{time.perf_counter() - started:.0f} s", flush=True)
 
 
+# --- the page -------------------------------------------------------------------------------------------------
+def write_page() -> None:
+    """Puts the table between the page's two marks."""
+    document = json.loads(RESULTS.read_text())
+    families, versions = document["families"], document["versions"]
+    measured = {family: row for family, row in families.items() if row.get("outcome", "too large") != "too large"}
+    exact = sum(row["outcome"] == "exact" for row in measured.values())
+    lines = [
+        f"{exact} of {len(measured)} families exact ({exact / max(len(measured), 1):.0%}), with torch {versions['torch']} and "
+        f"timm {versions['timm']}. {len(families) - len(measured)} more have no member below 30 million parameters.",
+        "",
+        "| family | network | parameters | image | outcome | error |",
+        "|---|---|---:|---:|---|---:|",
+    ]
+    for family, row in sorted(measured.items()):
+        found = row.get("float64") or row.get("float32")
+        error_shown = f"{found['error']:.0e}" + (" (float64)" if "float64" in row else "") if found else ""
+        size = row.get("image_size", "")
+        millions = f"{row['parameters'] / 1e6:.1f} M"
+        lines.append(f"| {family} | `{row['model']}` | {millions} | {size} | {row['outcome']} | {error_shown} |")
+    reasons = [(family, row["reason"]) for family, row in sorted(measured.items()) if "reason" in row]
+    lines += ["", *(f"- **{family}**: {reason.split('. ')[0]}." for family, reason in reasons)]
+    text = PAGE.read_text()
+    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    PAGE.write_text(text[:start] + "\n\n" + "\n".join(lines).rstrip() + "\n\n" + text[end:])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", help="families to measure (default: all that are not measured yet)")
@@ -240,6 +267,7 @@ def main() -> None:
         return
     if not arguments.page:
         sweep(arguments.families, arguments.again)
+    write_page()
 
 
 if __name__ == "__main__":
