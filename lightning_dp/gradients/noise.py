@@ -61,7 +61,7 @@ class NoiseSource:
         words = torch.from_numpy(self._bits.random_raw(pairs).view(np.int64))
         radius, angle, cosine, integers = self._workspace(pairs)
         torch.bitwise_and(words, RADIUS_MASK, out=integers)
-        radius.copy_(integers).add_(0.5).mul_(2.0**-RADIUS_BITS).log_().mul_(-2.0 * std**2).sqrt_()
+        radius.copy_(integers).add_(0.5).mul_(2.0**-RADIUS_BITS).log_().mul_(-2.0).sqrt_().mul_(std)
         torch.bitwise_right_shift(words, RADIUS_BITS, out=integers)
         angle.copy_(integers).mul_(2 * math.pi * 2.0 ** (RADIUS_BITS - 64))
         torch.cos(angle, out=cosine)

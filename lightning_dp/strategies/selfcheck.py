@@ -28,6 +28,8 @@ from lightning_dp.strategies.step import unit_map
 __all__ = ("Checks", "check_module", "muted_copy")
 
 TOLERANCE = 1e-2  # of the larger gradient's norm; a coupling or a wrong rule errs by far more, rounding by far less
+PART_TOLERANCE = 1e-1  # of one parameter's own gradient ...
+PART_FLOOR = 2e-5  # ... unless that is of the size of the whole gradient's rounding errors
 LOW_PRECISION_TOLERANCE = 1e-1  # bfloat16 keeps 8 bits
 UNCLIPPED = 1e30
 MOST_SAMPLES = 1000  # looked at for kinds of rows; what so many do not tell apart has equal maps in all but odd data
@@ -183,7 +185,8 @@ class Checks:
             for unit in units:
                 self._compare_beside(unit, others[unit][:2], others[unit][-2:], COUPLED)
         modes = {child: child.training for child in self.module.modules()}
-        self.module.eval()  # dropout off: batches of different size draw different masks
+        if self._draws_masks():
+            self.module.eval()  # dropout off: batches of different size draw different masks
         try:
             if last >= 1 and self._is_random():
                 self._compare_sizes()
@@ -203,6 +206,25 @@ class Checks:
         if ratio != 1 and rescaled <= self.tolerance < _error(one, other):
             raise PrivacyError(self._wrong_reduction())
         self._compare(one, other, message)
+        self._compare_parts(one, other)
+
+    def _compare_parts(self, one: Tensor, other: Tensor) -> None:
+        """Parameter by parameter: samples that meet in a small part of the network move little of the whole gradient."""
+        if self.tolerance > TOLERANCE:  # bfloat16: rounding alone may change a small part altogether
+            return
+        whole = max(float(one.norm()), float(other.norm()))
+        named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+        sizes = [p.numel() for _, p in named]
+        parts = zip(named, torch.split(one, sizes), torch.split(other, sizes), strict=True)
+        for (name, _), first, second in parts:
+            difference = float((first - second).norm())
+            size = max(float(first.norm()), float(second.norm()))
+            if difference > PART_TOLERANCE * size and difference > PART_FLOOR * whole:
+                raise PrivacyError(
+                    f"the gradient of one sample for {name} changes by {difference / size:.0%} when the other samples of its "
+                    "batch change, so clipping it bounds nothing. The layer, or what follows it, lets samples meet (an "
+                    "axis mistaken for the batch's, attention over the batch). Correct it, or freeze what lies before it."
+                )
 
     def _rows(self, units: Sequence[int]) -> int:
         return sum(len(self.units[unit]) for unit in units)
@@ -304,6 +326,17 @@ class Checks:
         error = _error(one, other)
         if error > self.tolerance:
             raise PrivacyError(message.format(error=error))
+
+    def _draws_masks(self) -> bool:
+        """Whether a training step draws random numbers: by what it computes, and by the names of its parts.
+
+        Evaluation mode is for those only: some networks cache what they computed from parameters in it.
+        """
+        drops = [m for m in self.module.modules() if "drop" in type(m).__name__.lower()]
+        if any(getattr(m, "p", getattr(m, "drop_prob", 1.0)) != 0 for m in drops):
+            return True
+        first, *more = (self.loss([0], seed).detach() for seed in range(4))
+        return not all(torch.equal(first, other) for other in more)
 
     def _is_random(self) -> bool:
         """Whether the step draws random numbers even in evaluation mode, so that single runs cannot be compared."""

@@ -65,6 +65,27 @@ def test_source_is_normal_of_the_given_size(dtype: torch.dtype, std: float) -> N
     assert_uncorrelated(noise[:-1].square(), noise[1:].square())
 
 
+@pytest.mark.parametrize("std", [1e-25, 1e25])
+def test_sizes_whose_squares_float32_cannot_hold_are_kept(std: float) -> None:
+    assert_normal(NoiseSource(seed=6).add_(torch.zeros(20_001), std), std)
+
+
+def test_the_tail_goes_as_far_as_forty_bits() -> None:
+    """The largest radius that the 40 bits give; a sampler of 24 bits would stop at 5.8."""
+    source = NoiseSource(seed=7)
+    source._bits = AllZeros()  # type: ignore[assignment]
+    sample = source.add_(torch.zeros(4), 1.0)
+    assert float(sample[0]) == pytest.approx((2 * 41 * np.log(2)) ** 0.5, rel=1e-6)
+    assert torch.isfinite(sample).all()
+
+
+class AllZeros:
+    """The rarest draw: every bit is zero."""
+
+    def random_raw(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+        return np.zeros(size, dtype=np.uint64)
+
+
 def test_source_adds_and_does_not_replace() -> None:
     start = torch.arange(5.0)
     noise = NoiseSource(seed=3).add_(torch.zeros(5), 1.0)

@@ -93,6 +93,19 @@ def test_a_memory_limit_changes_routes_and_not_results(name: str, limit: int) ->
             assert relative_error(limited.clipped_sum(), whole) < 1e-5
 
 
+@pytest.mark.parametrize("route", ["gram", "held", "streamed"])
+def test_no_route_counts_a_unit_as_smaller_than_its_terms_resolve(route: str) -> None:
+    """The first unit's two positions cancel, the second's do not: only the first is lifted, and by every route."""
+    a = torch.ones(2, 1, 2, 8)
+    b = torch.tensor([[1.0, -1.0], [1.0, 1.0]]).view(2, 1, 2, 1).repeat(1, 1, 1, 4)
+    product = contributions.OuterProduct(a, b, torch.Size((4, 8)))
+    product.route = route  # type: ignore[assignment]
+    norms = product.repaired(product.squared_norms())
+    terms = (a.norm(dim=-1) * b.norm(dim=-1)).sum((1, 2)).square()
+    torch.testing.assert_close(norms[0], terms[0] * product_sum.RESOLUTION**2 / 2)
+    torch.testing.assert_close(norms[1], terms[1])
+
+
 def test_held_gradients_of_two_layers_do_not_meet() -> None:
     """Two layers of one shape whose gradients are held: buffers that are lent twice would mix them up."""
     torch.manual_seed(11)

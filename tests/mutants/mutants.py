@@ -280,6 +280,20 @@ LEAK_FAULTS = (
         f"{LEAKS}::test_a_layer_that_joins_later_is_refused_by_name",
     ),
     _mutant(
+        "samples that meet in a small part of the network", "lightning_dp/strategies/selfcheck.py",
+        "        self._compare_parts(one, other)\n", "",
+        "tests/strategies/test_selfcheck.py::test_is_stopped_before_the_first_step",
+    ),
+    _mutant(
+        "norms taken as safe from cancellation unseen", PRODUCT_SUM,
+        "if self._nothing_cancels(norms):", "if True:",
+        f"{ROUTES}::test_no_route_counts_a_unit_as_smaller_than_its_terms_resolve",
+    ),
+    _mutant(
+        "noise whose square underflows", NOISE, "mul_(-2.0).sqrt_().mul_(std)", "mul_(-2.0 * std**2).sqrt_()",
+        f"{NOISES}::test_sizes_whose_squares_float32_cannot_hold_are_kept",
+    ),
+    _mutant(
         "changed inputs are not noticed", TAPS, "ctx.save_for_backward(*tensors_in((record.inputs, record.outputs)))",
         "ctx.save_for_backward(*(t.data for t in tensors_in((record.inputs, record.outputs))))",
         f"{LEAKS}::test_an_input_changed_after_use_is_refused_by_name",
