@@ -196,7 +196,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--memory", nargs="*", default=list(CONTENDERS), help="contenders whose peak memory is measured")
+    parser.add_argument(
+        "--memory", nargs="*", default=list(CONTENDERS), help="contenders whose peak memory is measured"
+    )
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder for step_cost.json and step_cost.png")
     parser.add_argument("--peak", nargs=2, metavar=("NETWORK", "CONTENDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
