@@ -5,6 +5,7 @@ When a Lightning release moves one of them, this file is what changes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = (
     "ReportingLauncher",
     "SubprocessScriptLauncher",
+    "batches_until_logging",
     "broadcast_tensors",
     "call_strategy_hook",
     "init_process_group",
@@ -106,6 +108,13 @@ def names_logged_in_training(trainer: Trainer) -> set[str]:
     """Names of the metrics that ``self.log`` received in training hooks, of the module and of callbacks."""
     results = trainer.fit_loop.epoch_loop._results
     return {item.meta.name for item in results.values() if not item.meta.fx.startswith(("on_validation", "validation"))}
+
+
+def batches_until_logging(trainer: Trainer) -> int:
+    """How many more training batches end before the loggers get a row; 0: they get one at the end of this batch."""
+    if trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        return sys.maxsize
+    return -(trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps  # type: ignore[attr-defined,no-any-return]
 
 
 def broadcast_tensors(tensors: list[Tensor]) -> None:

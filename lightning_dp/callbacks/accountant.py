@@ -21,8 +21,9 @@ __all__ = ("PrivacyAccountant",)
 class PrivacyAccountant(Callback):
     """Shows what a private run spends and says which released numbers its eps does not cover.
 
-    Logs ``privacy/epsilon`` in every step (an upper bound, exact at the planned end), writes the run's settings to the
-    loggers' hyper-parameters, and ends ``fit`` with a summary. The ledger itself lives in the strategy: this callback can
+    Logs ``privacy/epsilon`` (an upper bound, exact at the planned end) in every step that the loggers write down; in between
+    it is the value that the next of these steps will have. Writes the run's settings to the loggers' hyper-parameters, and
+    ends ``fit`` with a summary. The ledger itself lives in the strategy: this callback can
     be left out, replaced or added twice without changing what is spent.
 
     Beside a strategy that is not private it says so once and does nothing else.
@@ -41,19 +42,24 @@ class PrivacyAccountant(Callback):
         self.spent: PrivacySpent | None = None
         self.releases: list[Release] = []
         self._logged: set[str] = set()
+        self._exact = False
+        self._private: PrivateStrategy | None = None
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._logged, self.releases, self.spent = set(), [], None
         strategy = trainer.strategy
-        if not isinstance(strategy, PrivateStrategy):
+        self._private = strategy if isinstance(strategy, PrivateStrategy) else None  # asking costs: not in every step
+        if self._private is None:
             rank_zero_warn(
                 f"PrivacyAccountant has nothing to account: {type(strategy).__name__} trains without differential "
                 "privacy (eps = inf). Use Trainer(strategy=DPStrategy(eps=...)) for a private run.",
                 category=PrivacyWarning,
             )
             return
-        settings = {f"privacy/{key}": value for key, value in asdict(strategy.settings()).items() if value is not None}
+        settings = {
+            f"privacy/{key}": value for key, value in asdict(self._private.settings()).items() if value is not None
+        }
         for logger in trainer.loggers:  # here, before loggers write their hyper-parameter files
             logger.log_hyperparams(settings)
 
@@ -61,12 +67,26 @@ class PrivacyAccountant(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if isinstance(trainer.strategy, PrivateStrategy):
-            # batch_size=1: the number of samples drawn is private, and eps has no use for it.
-            eps = trainer.strategy.epsilon()
-            self.log("privacy/epsilon", eps, prog_bar=self.prog_bar, on_step=True, batch_size=1)  # type: ignore[attr-defined]
+        if self._private is not None:
+            self._log_epsilon(trainer, self._private, batch_idx)
             if batch_idx == 0:
                 self._logged |= _compat.names_logged_in_training(trainer)
+
+    def _log_epsilon(self, trainer: Trainer, strategy: PrivateStrategy, batch_idx: int) -> None:
+        """Logs eps when a logger writes it down, and what it will be by then in between.
+
+        ``self.log`` costs more than the accounting, so it is not called in every step. What it holds in between can end
+        up in a checkpoint's name, where it must not be too small.
+        """
+        waiting = _compat.batches_until_logging(trainer)
+        now = waiting == 0 or trainer.is_last_batch or trainer.should_stop
+        if now or self._exact or batch_idx == 0:
+            ahead = 0 if now else int(min(waiting, trainer.num_training_batches - batch_idx - 1))
+            # batch_size=1: the number of samples drawn is private, and eps has no use for it.
+            self.log(  # type: ignore[attr-defined]
+                "privacy/epsilon", strategy.epsilon(ahead), prog_bar=self.prog_bar, on_step=True, batch_size=1
+            )
+        self._exact = now
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,8 +94,8 @@ class PrivacyAccountant(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        strategy = trainer.strategy
-        if not isinstance(strategy, PrivateStrategy):
+        strategy = self._private
+        if strategy is None:
             return
         self.spent = strategy.privacy_spent()
         self.releases = uncovered_releases(trainer, self._logged, strategy.settings().post_processing)

@@ -31,6 +31,6 @@ class PrivateStrategy(Protocol):
         """What was spent so far, by the chosen accountant."""
         ...
 
-    def epsilon(self) -> float:
-        """A cheap upper bound on eps so far."""
+    def epsilon(self, ahead: int = 0) -> float:
+        """A cheap upper bound on eps after ``ahead`` more batches; 0: so far."""
         ...

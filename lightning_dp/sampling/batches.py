@@ -16,6 +16,9 @@ from lightning_dp.sampling.units import UnitRows
 __all__ = ("LogicalBatchSampler", "RankDraw", "split_draw", "split_units")
 
 
+_AHEAD = 8  # draws at once
+
+
 @dataclass(frozen=True)
 class RankDraw:
     """One rank's share of one logical step.
@@ -192,11 +195,17 @@ class LogicalBatchSampler(Sampler[RankDraw]):
 
     def __iter__(self) -> Iterator[RankDraw]:
         first = self.position()  # now, not at the first `next`
-        return (self.rank_draw(step) for step in range(first, first + len(self)))
+        return self._from(first, first + len(self))
 
-    def rank_draw(self, step: int) -> RankDraw:
-        """Return this rank's share of logical step ``step``."""
-        drawn = self.sampler.draw(step)
+    def _from(self, first: int, stop: int) -> Iterator[RankDraw]:
+        # Several draws in a row cost half as much each as one between two training steps, which find the caches cold. A
+        # draw is a function of the step alone, so one that is not used in the end (a stop) has released nothing.
+        for start in range(first, stop, _AHEAD):
+            steps = range(start, min(start + _AHEAD, stop))
+            yield from [self._share(step, self.sampler.draw(step)) for step in steps]
+
+    def _share(self, step: int, drawn: NDArray[np.int64]) -> RankDraw:
+        """This rank's share of logical step ``step``."""
         if self.rows is not None:
             return split_units(
                 self.rows.choose(drawn, step),

@@ -24,6 +24,7 @@ _POISSON_DOMAIN = 1
 _SHUFFLE_DOMAIN = 2
 _CUT_DOMAIN = 4
 _WORD = 64
+_BLOCK = 1 << 14  # words
 
 
 def _whole(name: str, value: int, least: int) -> int:
@@ -171,9 +172,7 @@ class PoissonSampler(LogicalSampler):
         # only, therefore: a sample stays if it wins j fair coins, j the largest with 2^-j >= B/n (64 samples
         # a word), and then a lottery at exactly B 2^j / n.
         coins = (n // b).bit_length() - 1
-        words = np.full(-(-n // _WORD), ~np.uint64(0))
-        for _ in range(coins):
-            words &= rng.integers(0, 1 << _WORD, size=len(words), dtype=np.uint64)
+        words = _words_of_heads(rng.bit_generator, coins, -(-n // _WORD))
         heads = np.unpackbits(words.view(np.uint8), count=n, bitorder="little").view(np.bool_)
         winners = np.flatnonzero(heads)
         kept: NDArray[np.int64] = winners[rng.integers(0, n, size=len(winners)) < (b << coins)]
@@ -186,6 +185,16 @@ class PoissonSampler(LogicalSampler):
     def compositions(self, steps: int, start: int = 0) -> int:
         """Return ``steps``."""
         return _whole("steps", steps, 0)
+
+
+def _words_of_heads(bits: np.random.BitGenerator, coins: int, length: int) -> NDArray[np.uint64]:
+    """Words whose bits are 1 where all of ``coins`` fair coins fell heads; the same ones for every block size."""
+    words = np.full(length, ~np.uint64(0))
+    at_once = max(1, _BLOCK // length)  # a call for each coin costs more than its words where these are few
+    for first in range(0, coins, at_once):
+        tosses = bits.random_raw(min(at_once, coins - first) * length).reshape(-1, length)
+        words &= np.bitwise_and.reduce(tosses)
+    return words
 
 
 class TruncatedPoissonSampler(PoissonSampler):

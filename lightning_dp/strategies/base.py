@@ -173,9 +173,9 @@ class PrivateTrainingStrategy(ProcessStrategy):
         """What was spent so far, an upper bound; by the chosen accountant."""
         return self._budget.spent()
 
-    def epsilon(self) -> float:
-        """An upper bound on eps so far, cheap enough to be shown in every step."""
-        return self._budget.epsilon()
+    def epsilon(self, ahead: int = 0) -> float:
+        """An upper bound on eps after ``ahead`` more batches (0: so far), cheap enough to be shown while training."""
+        return self._budget.epsilon(self._position, ahead)
 
     def settings(self) -> PrivacySettings:
         """The public facts of the run. Raises PrivacyError before the training data are known."""

@@ -237,11 +237,25 @@ class Budget:
         self._previous = step
         return event
 
-    def epsilon(self) -> float:
-        """An upper bound on eps spent so far, cheap enough for every step; exact at the planned end."""
+    def epsilon(self, position: int = 0, ahead: int = 0) -> float:
+        """An upper bound on eps after ``ahead`` more steps from number ``position`` on, cheap; exact at the planned end.
+
+        Steps beyond the planned ones, or beyond the budget, are not taken, so they are not counted.
+        """
         if self._meter is None:
             return self.spent().eps if self._delta is not None else 0.0
-        return self._meter.epsilon(self.ledger.entries)
+        bound = self._meter.epsilon((*self.ledger.entries, *self._coming(position, ahead)))
+        return bound if ahead == 0 or self.eps is None else max(min(bound, self.eps), self.epsilon())
+
+    def _coming(self, position: int, steps: int) -> tuple[LedgerEntry, ...]:
+        """What ``steps`` steps from ``position`` on will have charged."""
+        assert self._sampler is not None, "Budget.settle has not run"
+        steps = int(min(steps, max(0, self.planned - position)))
+        if self.schedule is not None:
+            return self.plan(position, steps)
+        numbers, charges = range(position, position + steps), self._sampler.charges
+        count = sum(charges(step, step - 1 if step > position else self._previous) for step in numbers)
+        return (LedgerEntry(self.event, count),) if count else ()
 
     def spent(self) -> PrivacySpent:
         """Everything spent so far, by the chosen accountant. Raises PrivacyError if that is not known."""

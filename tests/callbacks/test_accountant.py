@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dp import DPStrategy, PrivacyAccountant, PrivacyWarning
+from lightning_dp.accounting import EpsilonMeter, LedgerEntry
 from lightning_dp.callbacks import uncovered_releases
 
 
@@ -190,3 +191,34 @@ def test_releases_work_without_the_callback() -> None:
     run = trainer([])
     run.fit(Net(), loader())
     assert [r.what for r in uncovered_releases(run, ["acc"])][0] == "training metrics (acc)"
+
+
+@pytest.mark.parametrize("every", [0, 3, 4, 50])
+@pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
+def test_eps_between_two_rows_of_the_loggers_is_never_too_small(every: int, sampling: Any, tmp_path: Path) -> None:
+    seen: list[tuple[float, float]] = []
+
+    class Compare(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            seen.append((float(trainer.callback_metrics["privacy/epsilon"]), trainer.strategy.privacy_spent().eps))
+
+    run = trainer(
+        [PrivacyAccountant(), Compare()],
+        logger=CSVLogger(tmp_path),
+        log_every_n_steps=every,
+        strategy=DPStrategy(noise_multiplier=2.0, sampling=sampling),
+    )
+    run.fit(Net(), loader())
+    shown, truth = zip(*seen, strict=True)
+    assert len(seen) == 10
+    assert all(s >= t - 1e-6 for s, t in seen)
+    assert shown[-1] == pytest.approx(truth[-1], rel=1e-6)
+    assert all(s <= truth[-1] * 1.001 for s in shown), "more than what the run spends in the end"
+    if every in (3, 4):
+        with (Path(run.logger.log_dir) / "metrics.csv").open() as file:
+            rows = {int(r["step"]): float(r["privacy/epsilon"]) for r in csv.DictReader(file) if r["privacy/epsilon"]}
+        assert set(rows) == {step for step in range(10) if (step + 1) % every == 0}
+        meter = EpsilonMeter(run.strategy.privacy_spent().delta)
+        event = run.strategy.ledger.entries[0].event
+        if sampling == "poisson":
+            assert all(row <= meter.epsilon([LedgerEntry(event, step + 1)]) + 1e-6 for step, row in rows.items())

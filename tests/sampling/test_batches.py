@@ -96,7 +96,9 @@ def test_iteration_goes_on_where_the_position_is(sampler: PoissonSampler | Shuff
     taken = 0
     batches = LogicalBatchSampler(sampler, 1, 2, 3, lambda: taken)
     assert len(batches) == sampler.steps_per_epoch == 7
-    through = [batches.rank_draw(step) for step in range(20)]
+    through = [
+        split_draw(sampler.draw(step), rank=1, world_size=2, physical_batch_size=3, step=step) for step in range(20)
+    ]
     assert list(batches) == through[:7]
     taken = 4  # a resume in mid-epoch, or an epoch cut short: an epoch's worth of steps from there
     assert list(batches) == through[4:11]

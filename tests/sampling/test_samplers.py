@@ -7,7 +7,9 @@ chance that a correct sampler would have failed when the seed was chosen.
 from __future__ import annotations
 
 import copy
+import hashlib
 import pickle
+import struct
 from fractions import Fraction
 from math import ceil, comb
 from typing import Any
@@ -29,6 +31,7 @@ from lightning_dp.sampling import (
     new_key,
 )
 from lightning_dp.sampling.keys import stream
+from lightning_dp.sampling.samplers import _words_of_heads
 
 FALSE_ALARM = 1e-4
 BOTH = [PoissonSampler, ShuffleSampler]
@@ -144,8 +147,17 @@ def test_keys_and_steps_and_kinds_give_unrelated_draws(kind: type[LogicalSampler
 def test_all_of_a_long_key_counts() -> None:
     keys = [bytes(32 * [1])[:i] + bytes([2]) + bytes(31 * [1])[i:] for i in range(32)]
     assert len({tuple(PoissonSampler(400, 200, key).draw(0)) for key in keys}) == 32
-    seeds: Any = stream(keys[0], 1, 0).bit_generator.seed_seq
-    assert seeds.pool.nbytes == len(new_key())  # numpy's default pool would keep 128 of its 256 bits
+    states: list[Any] = [stream(key, 1, 0).bit_generator.state["state"] for key in keys]
+    assert len({state["state"] for state in states}) == len({state["inc"] for state in states}) == 32  # 128 bits each
+    assert all(max(state.values()) >= 2**96 for state in states)
+
+
+def test_the_generators_seed_is_what_the_hash_says_on_every_machine() -> None:
+    message = struct.pack("<QQQ", 32, 1, 5) + bytes(range(32))
+    digest = hashlib.blake2b(message, digest_size=32).digest()
+    words = np.array(struct.unpack("<4Q", digest), dtype=np.uint64)
+    found: Any = stream(bytes(range(32)), 1, 5).bit_generator.seed_seq
+    assert (found.generate_state(4, np.uint64) == words).all()
 
 
 def test_seeding_the_process_does_not_touch_the_draws() -> None:
@@ -321,3 +333,12 @@ def test_the_event_of_cut_draws_carries_the_tail() -> None:
 def test_a_cap_below_the_expected_batch_is_refused(most: Any) -> None:
     with pytest.raises(PrivacyConfigError, match="max_batch_size"):
         TruncatedPoissonSampler(10, 3, KEY, most)
+
+
+@pytest.mark.parametrize("coins, length", [(0, 3), (1, 3), (6, 400), (5, 1 << 13), (3, 1 << 15)])
+def test_coins_are_tossed_one_after_the_other_however_many_at_once(coins: int, length: int) -> None:
+    bits, truth = np.random.PCG64DXSM(7), np.random.PCG64DXSM(7)
+    words = np.full(length, ~np.uint64(0))
+    for _ in range(coins):
+        words &= truth.random_raw(length)
+    assert (_words_of_heads(bits, coins, length) == words).all()
