@@ -321,8 +321,9 @@ class GradientEngine:
                 "it is neither clipped nor noised. Usual causes: a weight used by a function outside its module "
                 "(F.linear(x, other.weight)), a layer run by layer.forward(x) instead of layer(x), a regulariser inside the "
                 "loss (use the optimizer's weight_decay), or activation checkpointing with use_reentrant=True "
-                "(use_reentrant=False works). Where the module around the layer reads the weight, it is followed from now on: "
-                "run the pass again."
+                "(use_reentrant=False works), or torch.compile (run the forward pass under "
+                "torch.compiler.set_stance('force_eager')). Where the module around the layer reads the weight, it is "
+                "followed from now on: run the pass again."
             )
 
     def _accumulation_dtype(self) -> torch.dtype:

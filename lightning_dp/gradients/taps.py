@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
@@ -37,7 +38,7 @@ from lightning_dp.gradients.rules import LayerRule, RowCounter, find_entry
 from lightning_dp.gradients.shared import calls_a_module, module_expression, only_constants, unwrap
 from lightning_dp.gradients.units import UnitMap
 
-__all__ = ("Record", "Taps")
+__all__ = ("Record", "Taps", "uncompiled")
 
 COMPOSITES = (nn.MultiheadAttention,)
 """Modules that read their children's weights instead of calling the children: one call of the whole is recorded."""
@@ -436,6 +437,15 @@ def _put(module: nn.Module, name: str, value: Tensor) -> None:
     if isinstance(module, nn.RNNBase) and name in module._flat_weights_names:
         # Recurrent layers hand a list of their own to the fused function.
         module._flat_weights[module._flat_weights_names.index(name)] = value
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """A context in which ``torch.compile`` is as if it were not there, for forward passes that must meet the taps.
+
+    Code compiled before the hooks were placed runs round them (by default no guard looks at hooks), and code compiled with them
+    falls to pieces at every layer.
+    """
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 def _inert_taps() -> Taps:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients import LossReduction, RowMemory
 from lightning_dp.gradients.bare import map_tensors, tensors_in
+from lightning_dp.gradients.taps import uncompiled
 from lightning_dp.inspection.layers import layer_rows, observe
 from lightning_dp.inspection.report import Inspection, Problem
 from lightning_dp.strategies.refusals import REFUSALS, Subject
@@ -76,7 +77,7 @@ def inspect(model: nn.Module, example_batch: Any, *, loss_reduction: LossReducti
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
     batch = map_tensors(example_batch, lambda t: t.to(device))
     step: Callable[[Any, Any], Any] = _training_step if isinstance(twin, LightningModule) else _generic_step
-    with isolate_rng(include_cuda=device.type == "cuda"):
+    with isolate_rng(include_cuda=device.type == "cuda"), uncompiled():
         checks = _checks(twin, batch, units, step, loss_reduction)
         # What keeps batches of other sizes from being taken apart keeps this one, too, and is reported with its layer.
         with suppress(Exception):

@@ -31,6 +31,7 @@ from lightning_dp.gradients import (
     units_of_batch,
 )
 from lightning_dp.gradients.memory import Memory
+from lightning_dp.gradients.taps import uncompiled
 from lightning_dp.sampling import (
     LogicalSampler,
     PoissonSampler,
@@ -339,7 +340,8 @@ class PrivateTrainingStrategy(ProcessStrategy):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self._units = self._units_of(args[0], self._step.samples)  # refuses a step whose gradient was released before
         self._running_engine.expect(self._units)
-        output = super().training_step(*args, **kwargs)
+        with uncompiled():
+            output = super().training_step(*args, **kwargs)
         if self._manual is not None:
             return output
         if output is None or (isinstance(output, dict) and output.get("loss") is None):
@@ -565,7 +567,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         return rows_of_units(self._unit_map(batch), samples)
 
     def _run_user_step(self, module: LightningModule, batch: Any) -> Any:
-        with self.precision_plugin.train_step_context():
+        with self.precision_plugin.train_step_context(), uncompiled():
             return module.training_step(*_step_arguments(module, batch, 0))
 
     def _stop(self) -> None:

@@ -125,12 +125,6 @@ def foreign(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD([*parameters, nn.Parameter(torch.zeros(2))], 0.1)
 
 
-def compiled_in_place() -> LightningModule:
-    module = Tiny()
-    module.net.compile()
-    return module
-
-
 def lightning_callbacks(*made: Callable[[], cb.Callback]) -> Callable[[], dict[str, Any]]:
     return lambda: {"callbacks": [make() for make in made], "enable_checkpointing": True}
 
@@ -252,8 +246,6 @@ ROWS: list[tuple[str, Case]] = [
         ),
     ),
     ("spectral_norm", Case("net.1", "remove", through(lambda: nn.utils.spectral_norm(nn.Linear(8, 8))))),
-    ("compiled_modules", Case("torch.compile", "Train without it", lambda: Tiny(net=torch.compile(network())))),
-    ("compiled_modules", Case("torch.compile", "Train without it", compiled_in_place)),
     ("wrapped_modules", Case("net (DataParallel)", "Trainer(devices", lambda: Tiny(net=nn.DataParallel(network())))),
     ("several_optimizers", Case("0 optimizers", "one optimizer", NoOptimizer)),
     (

@@ -146,23 +146,6 @@ def spectral_norm(s: Subject) -> str | None:
 
 
 @row("module")
-def compiled_modules(s: Subject) -> str | None:
-    found = [
-        name or "the module"
-        for name, m in s.module.named_modules()
-        if type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None  # the latter: module.compile()
-    ]
-    if getattr(s.module, "_compiler_ctx", None) is not None:
-        found.append("the module")
-    if found:
-        return (
-            f"torch.compile on {listed(found)} is not tested with the gradient taps yet. Train without it; validate, "
-            "test and predict may use a compiled copy."
-        )
-    return None
-
-
-@row("module")
 def wrapped_modules(s: Subject) -> str | None:
     kinds = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     found = modules_of(s, *kinds)
