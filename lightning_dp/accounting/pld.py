@@ -159,7 +159,7 @@ def _step(sigma: float, rate: float, interval: float, remove: bool, profile: Pro
 
     lower, upper = _ends(sigma, rate, remove)
     low, high = math.floor(lower / interval), math.ceil(upper / interval)
-    deltas = profile(sigma, rate, np.arange(low, high + 1) * interval)
+    deltas = profile(sigma, rate, np.arange(low, high + 1, dtype=np.float64) * interval)
     # Dense from the start: the sparse representation loops over the steps.
     return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(interval, low, high, deltas).to_dense_pmf()
 

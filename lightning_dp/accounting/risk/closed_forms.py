@@ -97,4 +97,3 @@ def dp_gamma(kappa: npt.ArrayLike, eps: float, delta: float = 0.0) -> Array:
     bound = np.minimum(grown, 1.0 - math.exp(-eps) * (1.0 - delta - rates))
     found: Array = np.clip(bound, rates, 1.0)[()]
     return found
-

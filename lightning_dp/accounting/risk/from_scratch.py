@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import digamma, gammainc, gammaincinv
 
-from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
+from lightning_dp.accounting.ledger import LedgerEntry, gaussian_steps, merge_entries
 from lightning_dp.errors import PrivacyConfigError
 
 __all__ = ("FromScratchAttack", "Observed", "from_scratch_attack", "noise_multiplier_against_reconstruction")
@@ -52,7 +52,9 @@ class FromScratchAttack:
             raise PrivacyConfigError(f"noise_multiplier must be >= 0, got {self.noise_multiplier!r}.")
         _check_size(self.dimension, self.data_norm)
         if not 0.0 < self.data_range < math.inf:
-            raise PrivacyConfigError(f"data_range must be positive and finite, got {self.data_range!r}: 1 for pixels in [0, 1].")
+            raise PrivacyConfigError(
+                f"data_range must be positive and finite, got {self.data_range!r}: 1 for values in [0, 1]."
+            )
 
     @property
     def expected_mse(self) -> float:
@@ -115,8 +117,8 @@ def from_scratch_attack(
     Raises:
         PrivacyConfigError: If ``observed`` is neither, or exceeds the number of steps.
     """
-    merged = merge_entries(entries)
-    levels = sorted((entry.event.noise_multiplier, entry.event.sample_rate, entry.steps) for entry in merged)
+    events = gaussian_steps(merge_entries(entries))
+    levels = sorted((event.noise_multiplier, event.sample_rate, steps) for event, steps in events)
     if isinstance(observed, str):
         if observed not in ("expected", "all"):
             raise PrivacyConfigError(f"observed must be 'expected', 'all' or a number of steps, got {observed!r}.")
@@ -155,7 +157,9 @@ def noise_multiplier_against_reconstruction(gamma: float, mse: float, dimension:
 def _least_noise(levels: Sequence[tuple[float, float, int]], observed: int) -> list[tuple[float, float]]:
     total = sum(steps for _, _, steps in levels)
     if isinstance(observed, bool) or observed != int(observed) or not 0 <= observed <= total:
-        raise PrivacyConfigError(f"observed={observed!r} must be a whole number between 0 and the {total} steps of the ledger.")
+        raise PrivacyConfigError(
+            f"observed={observed!r} must be a whole number between 0 and the {total} steps of the ledger."
+        )
     weights, left = [], observed
     for sigma, _, steps in levels:
         weights.append((sigma, float(min(steps, left))))

@@ -17,7 +17,7 @@ from lightning_dp.accounting.accountants import (
     is_sampled,
     without_noise,
 )
-from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
+from lightning_dp.accounting.ledger import LedgerEntry, gaussian_steps, merge_entries
 from lightning_dp.accounting.risk.closed_forms import check_kappa
 from lightning_dp.accounting.spent import rounded_up
 from lightning_dp.errors import PrivacyConfigError
@@ -186,12 +186,11 @@ def _known_attack(entries: Sequence[LedgerEntry], kappa: float) -> float:
     """
     if not 0.0 < kappa < 1.0:
         return kappa
-    steps = sum(entry.steps for entry in entries)
-    threshold = float(-ndtri(-math.expm1(math.log1p(-kappa) / steps)))
+    events = gaussian_steps(entries)
+    threshold = float(-ndtri(-math.expm1(math.log1p(-kappa) / sum(steps for _, steps in events))))
     log_missed = 0.0
-    for entry in entries:
-        sigma, q = entry.event.noise_multiplier, entry.event.sample_rate
-        kept = q * ndtr(threshold - 1.0 / sigma) + (1.0 - q) * ndtr(threshold)
-        log_missed += entry.steps * math.log(max(float(kept), 1e-300))
+    for event, steps in events:
+        kept = event.sample_rate * ndtr(threshold - 1.0 / event.noise_multiplier)
+        kept += (1.0 - event.sample_rate) * ndtr(threshold)
+        log_missed += steps * math.log(max(float(kept), 1e-300))
     return max(kappa, -math.expm1(log_missed))
-

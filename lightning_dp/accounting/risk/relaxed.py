@@ -36,9 +36,7 @@ _STEPWISE = (
     "the attacker knows the line on which each step's gradient lies and its length, but forgets the sign of every step's "
     "output; it does not know which steps the sample was in"
 )
-_NO_GRID = (
-    "the noise is too small for the relaxed attacker's distribution to be computed; the worst case is given in its place"
-)
+_NO_GRID = "the noise is too small for the relaxed attacker's distribution to be computed; the worst case is given in its place"
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def glrt_reverse_power(alpha: npt.ArrayLike, mu: float, dimension: int = 1) -> A
 
 
 def relaxed_risk(entries: Sequence[LedgerEntry], kappa: float, dimension: int = 1) -> RelaxedRisk:
-    """Success of the relaxed adversary on a ledger, with the worst case beside it. **Not a guarantee.**
+    """Success of the relaxed adversary on a ledger, with the worst case beside it: **not a guarantee**.
 
     A ledger without amplification is one Gaussian: the adversary sums up the steps and searches ``dimension`` dimensions for
     one and the same shift. With subsampling it composes, step by step, the squared output in one dimension, of which it
@@ -133,7 +131,9 @@ def relaxed_risk(entries: Sequence[LedgerEntry], kappa: float, dimension: int = 
 
 def _check(alpha: npt.ArrayLike, mu: float, dimension: int) -> tuple[Array, float]:
     if not 0.0 <= mu < math.inf:
-        raise PrivacyConfigError(f"mu must be finite and >= 0, got {mu}: it is sensitivity over noise standard deviation.")
+        raise PrivacyConfigError(
+            f"mu must be finite and >= 0, got {mu}: it is sensitivity over noise standard deviation."
+        )
     if isinstance(dimension, bool) or dimension != int(dimension) or dimension < 1:
         raise PrivacyConfigError(f"dimension must be a whole number >= 1, got {dimension!r}.")
     return check_kappa(alpha), float(mu)
