@@ -74,13 +74,13 @@ class Composition:
             both.append(np.clip(np.asarray(pmf.get_delta_for_epsilon(eps), dtype=np.float64) + slack, 0.0, 1.0))
         return both[0], both[1]
 
-    def powers(self, level: float) -> tuple[float, float]:
-        """Largest power of a test of size ``level`` in [0, 1], null hypothesis without the unit, and with it.
+    def power(self, level: float, remove: bool) -> float:
+        """Largest power of a test of size ``level`` in [0, 1]: the null hypothesis is the run without the unit, or with it.
 
         A test E with P(E) <= level has Q(E) <= delta(eps) + e^eps level at every real eps, and the least of these bounds
         is attained (Neyman and Pearson). Any eps gives a bound, so the search can only err on the safe side.
         """
-        return (_least(self.delta_remove, level), _least(self.delta_add, level))
+        return _least(self.delta_remove if remove else self.delta_add, level)
 
 
 def _least(delta: Callable[[float], float], level: float) -> float:
@@ -98,7 +98,7 @@ def _least(delta: Callable[[float], float], level: float) -> float:
     left, right = high - ratio * (high - low), low + ratio * (high - low)
     at_left, at_right = line(left), line(right)
     best = min(1.0, *values, at_left, at_right)
-    for _ in range(36):
+    for _ in range(28):
         if at_left < at_right:
             high, right, at_right = right, left, at_left
             left = high - ratio * (high - low)

@@ -98,6 +98,11 @@ class Budget:
         self._incomplete = False
 
     @property
+    def target(self) -> Target | None:
+        """What must not be exceeded, as far as it is known; ``None`` to report only."""
+        return self._target
+
+    @property
     def delta(self) -> float:
         """The delta in force. Raises PrivacyError before the data set's size is known."""
         if self._delta is None:
@@ -346,13 +351,13 @@ class Budget:
 
     def _resolved(self, n: int) -> Target:
         assert self._target is not None
-        delta_in_force = replace(self._target, delta=self.delta) if isinstance(self._target, EpsilonTarget) else self._target
+        delta_in_force = (
+            replace(self._target, delta=self.delta) if isinstance(self._target, EpsilonTarget) else self._target
+        )
         return delta_in_force.resolved(n)
 
 
-def _check(
-    eps: float | None, delta: float | None, noise_multiplier: float | None, risk: Target | None
-) -> None:
+def _check(eps: float | None, delta: float | None, noise_multiplier: float | None, risk: Target | None) -> None:
     budgets = {"eps": eps, "noise_multiplier": noise_multiplier, "risk": risk}
     given = [name for name, value in budgets.items() if value is not None]
     if len(given) != 1:

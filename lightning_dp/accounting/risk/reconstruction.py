@@ -152,20 +152,19 @@ def _bound(
 
 
 def _of_side(entries: Sequence[LedgerEntry], kappa: float, effort: Effort, side: Side) -> tuple[float, Method]:
-    index = get_args(Side).index(side)
-    inside = 0.0 < kappa < 1.0
-    closed = closed_form_powers(entries, kappa)[index] if inside else min(1.0, kappa + failure(entries))
+    inside, remove = 0.0 < kappa < 1.0, side == "remove"
+    closed = closed_form_powers(entries, kappa)[0 if remove else 1] if inside else min(1.0, kappa + failure(entries))
     if not (inside and is_sampled(entries)):
         return closed, "gaussian"
     composition = None if effort == "closed" else PLDAccountant(_COARSENING[effort]).composition(entries)
-    grid = 1.0 if composition is None else min(1.0, composition.powers(kappa)[index] + failure(entries))
+    grid = 1.0 if composition is None else min(1.0, composition.power(kappa, remove) + failure(entries))
     # Never below kappa, which ignoring the output reaches: rounding must not claim more.
     return (max(kappa, grid), "pld") if grid < closed else (max(kappa, closed), "closed form")
 
 
 def _grid_error(entries: Sequence[LedgerEntry], kappa: float, side: Side) -> float:
     """How much a grid twice as wide as the one used adds to gamma, and what is added for cut draws and rounding."""
-    index = get_args(Side).index(side)
+    remove = side == "remove"
     used = PLDAccountant(_COARSENING["full"]).composition(entries)
     assert used is not None, "a grid gave the bound"
     for coarsening in range(_COARSENING["full"] + 1, 12):
@@ -174,7 +173,7 @@ def _grid_error(entries: Sequence[LedgerEntry], kappa: float, side: Side) -> flo
         if wider is None:
             return 1.0
         if wider.interval > used.interval:
-            grid = wider.powers(kappa)[index] - used.powers(kappa)[index]
+            grid = wider.power(kappa, remove) - used.power(kappa, remove)
             return max(0.0, grid) + failure(entries) + used.rounding
     return 1.0
 

@@ -125,7 +125,7 @@ def relaxed_risk(entries: Sequence[LedgerEntry], kappa: float, dimension: int = 
     composition = PLDAccountant(-1).composition(merged, (_unsigned_remove, _unsigned_add))
     if composition is None or not 0.0 < kappa < 1.0:
         return RelaxedRisk(kappa, worst.gamma, worst, 1, _NO_GRID if composition is None else _STEPWISE)
-    gamma = min(worst.gamma, max(kappa, *composition.powers(kappa)))
+    gamma = min(worst.gamma, max(kappa, composition.power(kappa, True), composition.power(kappa, False)))
     return RelaxedRisk(kappa, gamma, worst, 1, _STEPWISE)
 
 
