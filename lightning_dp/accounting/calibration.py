@@ -119,10 +119,13 @@ def calibrate_to(
     def measured(effort: Effort) -> Callable[[float], float]:
         return lambda log_sigma: target.measure(entries(log_sigma), effort)
 
-    log_sigma = _solve(measured("closed"), target.limit, 0.0, 1.0, 0.03)
-    slope = _slope(measured("closed"), log_sigma)
-    log_sigma = _solve(measured("coarse"), target.limit, log_sigma, slope, 0.01)
-    log_sigma = _solve(measured("full"), target.limit, log_sigma, slope, _CLOSE)
+    # What is spent may exceed the limit by a looser bound and not by the exact one, so a quick search may find nothing.
+    start, slope = _solve(measured("closed"), target.limit, 0.0, 1.0, 0.03), 1.0
+    if math.isfinite(start):
+        slope = _slope(measured("closed"), start)
+    coarse = _solve(measured("coarse"), target.limit, start if math.isfinite(start) else 0.0, slope, 0.01)
+    found = [point for point in (coarse, start, 0.0) if math.isfinite(point)]
+    log_sigma = _solve(measured("full"), target.limit, found[0], slope, _CLOSE)
     if log_sigma <= _LEAST:
         # Only where the target allows for the chance of being drawn at all: publishing whole samples would satisfy the
         # formula.

@@ -46,7 +46,8 @@ class DPStrategy(PrivateTrainingStrategy):
         noise_multiplier: noise standard deviation over ``max_grad_norm``; eps is then reported. 0 trains with clipping
             only: **not private**, eps = inf.
         risk: a limit on what an attack may reach in place of eps, as ``ReconstructionRisk(gamma=0.1, kappa=1e-3)`` or
-            ``MembershipRisk(advantage=0.1)``. The noise is calibrated to it and the step that would exceed it is never taken; eps is then reported. Computed by loss distributions, whatever
+            ``MembershipRisk(advantage=0.1)``. The noise is calibrated to it and the step that would exceed it is never
+            taken; eps is then reported. Computed by loss distributions, whatever
             ``accountant`` says.
         max_grad_norm: clipping bound C on each unit's gradient norm. With ``clipping="per_layer"`` also a mapping from
             names of modules or parameters (patterns with ``*`` too) to bounds; C is then the root of the sum of squares.

@@ -11,7 +11,7 @@ def announcement(settings: PrivacySettings, world_size: int, planned_steps: floa
     """The line at the start of training: everything that eps means, in one place."""
     s = settings
     units = "samples" if s.unit == "sample" else f"units ({s.unit})"
-    budget = s.budget or "reports eps"
+    budget = "reports eps" if s.budget is None else s.budget if s.risk is None else f"{s.risk}; reports eps"
     return (
         f"Differential privacy: {budget} at delta={s.delta:g}, {s.relation.replace('_', '-')}; {s.sampling} sampling of "
         f"{s.dataset_size} {units}, expected batch size {s.expected_batch_size} over {world_size} process(es), "

