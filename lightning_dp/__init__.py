@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from lightning.pytorch.strategies import StrategyRegistry
 
+from lightning_dp.accounting import MembershipRisk, ReconstructionRisk
 from lightning_dp.callbacks import PrivacyAccountant
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.inspection import inspect
@@ -19,10 +20,12 @@ except PackageNotFoundError:  # run from a source tree that was not installed
 
 __all__ = (
     "DPStrategy",
+    "MembershipRisk",
     "PrivacyAccountant",
     "PrivacyConfigError",
     "PrivacyError",
     "PrivacyWarning",
+    "ReconstructionRisk",
     "__version__",
     "inspect",
     "replace_batch_norm",
