@@ -1,0 +1,32 @@
+"""Scores in cells of equal width in log odds: a fixed-size stand-in for a sorted list, that adds up over ranks.
+
+Measures of the order of scores (AUROC, equal-mass bins, risk against coverage) need all scores. Kept in cells they need a
+fixed number of sums instead, whose total over batches and ranks is the same whatever the split. Scores that share a cell
+are treated as ties; how much that can matter is computed from the cells and stated beside the measure.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ("CELLS", "cells")
+
+#: Number of cells. With log odds from -20 to 20 a cell is 0.01 wide: 0.0024 in probability at one half, finer towards the
+#: ends, where confidences crowd.
+CELLS = 4096
+_LIMIT = 20.0
+
+
+def cells(scores: Tensor) -> Tensor:
+    """The cells of scores in [0, 1]: int64 of the same shape, rising with the score."""
+    scores = scores.double()
+    odds = torch.log(scores) - torch.log1p(-scores)  # -inf at 0 and inf at 1: the outermost cells
+    place = torch.floor((odds.clamp(-_LIMIT, _LIMIT) + _LIMIT) * (CELLS / (2 * _LIMIT)))
+    return place.clamp(0, CELLS - 1).long()
+
+
+def add_up(index: Tensor, values: Tensor, size: int) -> Tensor:
+    """Sums of ``values`` (n,) by ``index`` (n,): (size,), float64 or int64 as ``values``."""
+    dtype = torch.float64 if values.is_floating_point() else torch.int64
+    return torch.zeros(size, dtype=dtype, device=values.device).index_add_(0, index, values.to(dtype))
