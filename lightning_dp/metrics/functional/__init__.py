@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from lightning_dp.metrics.functional.abstention import (
+    Abstention,
+    answer,
+    ensemble_ambiguity,
+    rashomon_set,
+    rashomon_set_by_test,
+)
 from lightning_dp.metrics.functional.calibration import (
     CalibrationCounts,
     adaptive_calibration_error,
@@ -10,19 +17,40 @@ from lightning_dp.metrics.functional.calibration import (
     calibration_result,
 )
 from lightning_dp.metrics.functional.fairness import FairnessCounts, fairness, fairness_counts, fairness_result
+from lightning_dp.metrics.functional.multiplicity import MultiplicityCounts, multiplicity_counts, multiplicity_result
 from lightning_dp.metrics.functional.outcomes import Outcomes
 from lightning_dp.metrics.functional.ranking import auroc_from_cells
+from lightning_dp.metrics.functional.selective import (
+    SelectiveCounts,
+    area_under_risk_coverage,
+    selective,
+    selective_counts,
+    selective_result,
+)
 
 __all__ = (
+    "Abstention",
     "CalibrationCounts",
     "FairnessCounts",
+    "MultiplicityCounts",
     "Outcomes",
+    "SelectiveCounts",
     "adaptive_calibration_error",
+    "answer",
+    "area_under_risk_coverage",
     "auroc_from_cells",
     "calibration",
     "calibration_counts",
     "calibration_result",
+    "ensemble_ambiguity",
     "fairness",
     "fairness_counts",
     "fairness_result",
+    "multiplicity_counts",
+    "multiplicity_result",
+    "rashomon_set",
+    "rashomon_set_by_test",
+    "selective",
+    "selective_counts",
+    "selective_result",
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ("CELLS", "cells")
+__all__ = ("CELLS", "add_up", "cells", "lower_edges")
 
 #: Number of cells. With log odds from -20 to 20 a cell is 0.01 wide: 0.0024 in probability at one half, finer towards the
 #: ends, where confidences crowd.
@@ -30,3 +30,10 @@ def add_up(index: Tensor, values: Tensor, size: int) -> Tensor:
     """Sums of ``values`` (n,) by ``index`` (n,): (size,), float64 or int64 as ``values``."""
     dtype = torch.float64 if values.is_floating_point() else torch.int64
     return torch.zeros(size, dtype=dtype, device=values.device).index_add_(0, index, values.to(dtype))
+
+
+def lower_edges() -> Tensor:
+    """The lowest score of each cell: (CELLS,) float64, rising from 0."""
+    edges = torch.sigmoid(torch.arange(CELLS, dtype=torch.float64) * (2 * _LIMIT / CELLS) - _LIMIT)
+    edges[0] = 0.0
+    return edges
