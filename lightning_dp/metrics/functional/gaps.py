@@ -49,7 +49,9 @@ def percentile_interval(draws: Array, confidence: float) -> tuple[float, float]:
         return math.nan, math.nan
     if kept.min() == kept.max():
         return math.nan, math.nan
-    low, high = np.quantile(kept, [0.5 - 0.5 * confidence, 0.5 + 0.5 * confidence])
+    # Draws, not points between them: a ratio may be drawn over 0, and its interval is then open above.
+    low = np.quantile(kept, 0.5 - 0.5 * confidence, method="lower")
+    high = np.quantile(kept, 0.5 + 0.5 * confidence, method="higher")
     return float(low), float(high)
 
 

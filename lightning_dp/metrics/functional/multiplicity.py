@@ -88,7 +88,7 @@ def multiplicity_result(
 
     - ambiguity: share of samples on which some member contradicts h0, which is the share on which any two differ; and
       discrepancy: the largest share of samples on which one member contradicts h0 (Marx et al. 2020, arXiv 1909.06677);
-    - obscurity: mean over samples of the share of members (h0 among them) that contradict h0 (Gomez et al. 2024);
+    - obscurity: mean over samples of the share of members (h0 among them) that contradict h0;
     - pairwise disagreement: mean over samples of the share of pairs of members that differ, and self-consistency: 1 minus
       that, the chance that two members drawn without replacement agree (Cooper et al. 2024, arXiv 2301.11562);
     - viable range: mean over samples of max_h p - min_h p (Watson-Daniels et al. 2023, arXiv 2206.01131); with several
