@@ -16,7 +16,7 @@ from lightning_dp.metrics import Fairness, FairnessResult, Groups, wilson_interv
 from lightning_dp.metrics.functional import Outcomes, auroc_from_cells, fairness
 from tests.metrics.helpers import GROUPS, Data, data
 
-few = settings(max_examples=25)
+few, fewer = settings(max_examples=25), settings(max_examples=10)
 seeds = st.integers(0, 10_000)
 
 
@@ -29,8 +29,8 @@ def complete(d: Data) -> bool:
     return all(len(torch.unique(d.targets[d.cells == g])) == 2 for g in range(6))
 
 
-@few
-@given(seed=seeds, n=st.integers(60, 300))
+@fewer
+@given(seed=seeds, n=st.integers(100, 300))
 def test_parity_is_that_of_fairlearn(seed: int, n: int) -> None:
     theirs = pytest.importorskip("fairlearn.metrics")
     d = data("binary", n, seed)
@@ -63,7 +63,7 @@ def test_parity_is_that_of_fairlearn(seed: int, n: int) -> None:
             assert getattr(row.outcomes[0], name).value == pytest.approx(frame.by_group.loc[g, name], abs=1e-12)
 
 
-@few
+@fewer
 @given(seed=seeds, n=st.integers(60, 200), task=st.sampled_from(["multiclass", "multilabel"]))
 def test_several_outcomes_are_one_against_the_rest(seed: int, n: int, task: str) -> None:
     theirs = pytest.importorskip("fairlearn.metrics")
@@ -240,7 +240,7 @@ def test_bootstrap_intervals_cover_the_true_difference_of_two_groups() -> None:
 def test_the_seed_decides_the_intervals_and_nothing_else() -> None:
     d = data("binary", 200, 1)
     one, same, other = (measured(d, seed=seed) for seed in (0, 0, 1))
-    assert one == same
+    assert one.to_dict() == same.to_dict()
     assert one.gaps != other.gaps
     assert [g.value for g in one.gaps] == [g.value for g in other.gaps]
 
