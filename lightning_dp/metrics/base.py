@@ -32,9 +32,9 @@ class SummedMetric(torchmetrics.Metric):
             self.add_state(name, default=value, dist_reduce_fx="sum")
         self._counts_type = type(zeros)
 
-    def _add(self, counts: NamedTuple) -> None:
-        for name, value in counts._asdict().items():
-            setattr(self, name, getattr(self, name) + value)
+    def _states(self) -> Any:
+        """The states themselves, as the named tuple that the functional form adds to."""
+        return self._counts_type(*(getattr(self, name) for name in self._counts_type._fields))
 
     def _here(self, value: Any) -> Any:
         """Tensors of the inputs, nested or not, on the metric's device."""
@@ -50,7 +50,7 @@ class SummedMetric(torchmetrics.Metric):
             return self._local_counts()
 
     def _local_counts(self) -> Any:
-        return self._counts_type(*(getattr(self, name).clone() for name in self._counts_type._fields))
+        return type(self._states())(*(value.clone() for value in self._states()))
 
     @abstractmethod
     def _result(self, counts: Any) -> Any:

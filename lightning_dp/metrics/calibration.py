@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_dp.metrics.base import SummedMetric
 from lightning_dp.metrics.estimate import z_score
-from lightning_dp.metrics.functional.calibration import CalibrationCounts, calibration_counts, calibration_result
+from lightning_dp.metrics.functional.calibration import (
+    CalibrationCounts,
+    calibration_counts,
+    calibration_result,
+    calibration_zeros,
+)
 from lightning_dp.metrics.functional.calibration_result import CalibrationResult
 from lightning_dp.metrics.functional.outcomes import Outcomes, Task
 from lightning_dp.metrics.groups import Groups, Values
@@ -58,13 +62,7 @@ class Calibration(SummedMetric):
         self.outcomes = Outcomes.of(task, num_classes, class_names)
         self.groups = Groups.everybody() if groups is None else groups
         self.n_bins, self.confidence = n_bins, confidence
-        binary = self.outcomes.task == "binary"
-        nothing = torch.zeros(0) if binary else torch.zeros(0, len(self.outcomes))
-        labels = torch.zeros((0, len(self.outcomes)) if task == "multilabel" else 0, dtype=torch.int64)
-        self._add_states(self._count(nothing, labels, torch.zeros(0, dtype=torch.int64)))
-
-    def _count(self, probs: Tensor, targets: Tensor, ids: Tensor) -> CalibrationCounts:
-        return calibration_counts(probs, targets, ids, len(self.groups), self.outcomes, self.n_bins)
+        self._add_states(calibration_zeros(len(self.groups), self.outcomes, n_bins))
 
     @override
     def update(self, probs: Tensor, targets: Tensor, groups: Values | Mapping[str, Values] | None = None) -> None:
@@ -79,7 +77,8 @@ class Calibration(SummedMetric):
             ValueError: NaN or no probabilities, labels outside the range, groups that were not named beforehand.
         """
         ids = self.groups.encode(self._here(groups), len(probs))
-        self._add(self._count(self._here(probs), self._here(targets), ids.to(self.device)))
+        sums = cast(CalibrationCounts, self._states())
+        calibration_counts(self._here(probs), self._here(targets), ids.to(self.device), self.outcomes, sums)
 
     @override
     def _result(self, counts: CalibrationCounts) -> CalibrationResult:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_dp.metrics.base import SummedMetric
 from lightning_dp.metrics.estimate import z_score
-from lightning_dp.metrics.functional.fairness import FairnessCounts, fairness_counts, fairness_result
+from lightning_dp.metrics.functional.fairness import FairnessCounts, fairness_counts, fairness_result, fairness_zeros
 from lightning_dp.metrics.functional.fairness_result import FairnessResult
 from lightning_dp.metrics.functional.outcomes import Outcomes, Task
 from lightning_dp.metrics.groups import Groups, Values
@@ -72,14 +71,7 @@ class Fairness(SummedMetric):
         self.groups, self.outcomes = groups, Outcomes.of(task, num_classes, class_names)
         self.threshold, self.min_count, self.confidence = threshold, min_count, confidence
         self.n_boot, self.seed, self.auroc = n_boot, seed, auroc
-        shape = (0, len(self.outcomes)) if task == "multilabel" else (0,)
-        nothing = torch.zeros(shape, dtype=torch.int64)
-        self._add_states(self._count(nothing, nothing, torch.zeros(0, dtype=torch.int64)))
-
-    def _count(self, preds: Tensor, targets: Tensor, ids: Tensor) -> FairnessCounts:
-        return fairness_counts(
-            preds, targets, ids, len(self.groups), self.outcomes, threshold=self.threshold, auroc=self.auroc
-        )
+        self._add_states(fairness_zeros(len(groups), self.outcomes, auroc))
 
     @override
     def update(self, preds: Tensor, targets: Tensor, groups: Values | Mapping[str, Values] | None) -> None:
@@ -95,7 +87,8 @@ class Fairness(SummedMetric):
             ValueError: NaN or no probabilities, labels outside the range, groups that were not named beforehand.
         """
         ids = self.groups.encode(self._here(groups), len(preds))
-        self._add(self._count(self._here(preds), self._here(targets), ids.to(self.device)))
+        preds, targets, ids = self._here(preds), self._here(targets), ids.to(self.device)
+        fairness_counts(preds, targets, ids, self.outcomes, cast(FairnessCounts, self._states()), self.threshold)
 
     @override
     def _result(self, counts: FairnessCounts) -> FairnessResult:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_dp.metrics.base import SummedMetric
 from lightning_dp.metrics.estimate import z_score
 from lightning_dp.metrics.functional.abstention import Abstention
-from lightning_dp.metrics.functional.multiplicity import MultiplicityCounts, multiplicity_counts, multiplicity_result
+from lightning_dp.metrics.functional.multiplicity import (
+    MultiplicityCounts,
+    multiplicity_counts,
+    multiplicity_result,
+    multiplicity_zeros,
+)
 from lightning_dp.metrics.functional.multiplicity_result import MultiplicityResult
 from lightning_dp.metrics.functional.outcomes import Outcomes, Task
 from lightning_dp.metrics.groups import Groups, Values
@@ -69,10 +73,9 @@ class Multiplicity(SummedMetric):
         self.outcomes = Outcomes.of(task, num_classes, class_names)
         self.groups = Groups.everybody() if groups is None else groups
         self.num_members, self.threshold, self.rules, self.confidence = num_members, threshold, tuple(rules), confidence
-        nothing = MemberTally(self.outcomes, torch.zeros(0, dtype=torch.int64), len(self.groups))
-        for _ in range(num_members):
-            nothing.add(torch.zeros(0) if task == "binary" else torch.zeros(0, len(self.outcomes)))
-        self._add_states(multiplicity_counts(nothing, self.rules))
+        if task == "multilabel":
+            raise ValueError('multiplicity needs task="binary" or "multiclass": measure each label as a binary task.')
+        self._add_states(multiplicity_zeros(len(self.groups), num_members, len(self.rules)))
 
     def tally(
         self,
@@ -108,7 +111,7 @@ class Multiplicity(SummedMetric):
                 f"the tally has heard {len(tally)} members, the metric compares {self.num_members}: call tally.add once for "
                 "each member, the baseline first."
             )
-        self._add(multiplicity_counts(tally, self.rules))
+        multiplicity_counts(tally, self.rules, cast(MultiplicityCounts, self._states()))
 
     @override
     def _result(self, counts: MultiplicityCounts) -> MultiplicityResult:

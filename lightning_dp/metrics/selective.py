@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_dp.metrics.base import SummedMetric
 from lightning_dp.metrics.estimate import z_score
 from lightning_dp.metrics.functional.outcomes import Outcomes, Task
-from lightning_dp.metrics.functional.selective import SelectiveCounts, selective_counts, selective_result
+from lightning_dp.metrics.functional.selective import (
+    SelectiveCounts,
+    selective_counts,
+    selective_result,
+    selective_zeros,
+)
 from lightning_dp.metrics.functional.selective_result import SelectiveResult
 from lightning_dp.metrics.groups import Groups, Values
 
@@ -59,9 +63,7 @@ class SelectivePrediction(SummedMetric):
         self.outcomes = Outcomes.of(task, num_classes, class_names)
         self.groups = Groups.everybody() if groups is None else groups
         self.coverages, self.risks, self.confidence = tuple(coverages), tuple(risks), confidence
-        nothing = torch.zeros(0) if task == "binary" else torch.zeros(0, len(self.outcomes))
-        none = torch.zeros(0, dtype=torch.int64)
-        self._add_states(selective_counts(nothing, none, none, len(self.groups), self.outcomes))
+        self._add_states(selective_zeros(len(self.groups), self.outcomes))
 
     @override
     def update(
@@ -84,7 +86,7 @@ class SelectivePrediction(SummedMetric):
         """
         ids = self.groups.encode(self._here(groups), len(probs)).to(self.device)
         probs, targets, scores = self._here(probs), self._here(targets), self._here(scores)
-        self._add(selective_counts(probs, targets, ids, len(self.groups), self.outcomes, scores))
+        selective_counts(probs, targets, ids, self.outcomes, cast(SelectiveCounts, self._states()), scores)
 
     @override
     def _result(self, counts: SelectiveCounts) -> SelectiveResult:

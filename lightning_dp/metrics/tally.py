@@ -81,6 +81,6 @@ class MemberTally:
         differs = (decided != self.baseline).long()
         self.votes.scatter_add_(1, decided[:, None], torch.ones_like(decided)[:, None])
         self.contradicted = self.contradicted + differs
-        self.disagreements.append(add_up(self.group_ids, differs, self.num_groups))
+        self.disagreements.append(add_up(self.group_ids, differs, differs.new_zeros(self.num_groups)))
         wrong = torch.zeros_like(decided) if self.targets is None else (decided != self.targets).long()
-        self.errors.append(add_up(self.group_ids, wrong, self.num_groups))
+        self.errors.append(add_up(self.group_ids, wrong, wrong.new_zeros(self.num_groups)))

@@ -15,9 +15,21 @@ from lightning_dp.metrics.functional.calibration import (
     calibration,
     calibration_counts,
     calibration_result,
+    calibration_zeros,
 )
-from lightning_dp.metrics.functional.fairness import FairnessCounts, fairness, fairness_counts, fairness_result
-from lightning_dp.metrics.functional.multiplicity import MultiplicityCounts, multiplicity_counts, multiplicity_result
+from lightning_dp.metrics.functional.fairness import (
+    FairnessCounts,
+    fairness,
+    fairness_counts,
+    fairness_result,
+    fairness_zeros,
+)
+from lightning_dp.metrics.functional.multiplicity import (
+    MultiplicityCounts,
+    multiplicity_counts,
+    multiplicity_result,
+    multiplicity_zeros,
+)
 from lightning_dp.metrics.functional.outcomes import Outcomes
 from lightning_dp.metrics.functional.ranking import auroc_from_cells
 from lightning_dp.metrics.functional.selective import (
@@ -26,6 +38,7 @@ from lightning_dp.metrics.functional.selective import (
     selective,
     selective_counts,
     selective_result,
+    selective_zeros,
 )
 
 __all__ = (
@@ -42,15 +55,19 @@ __all__ = (
     "calibration",
     "calibration_counts",
     "calibration_result",
+    "calibration_zeros",
     "ensemble_ambiguity",
     "fairness",
     "fairness_counts",
     "fairness_result",
+    "fairness_zeros",
     "multiplicity_counts",
     "multiplicity_result",
+    "multiplicity_zeros",
     "rashomon_set",
     "rashomon_set_by_test",
     "selective",
     "selective_counts",
     "selective_result",
+    "selective_zeros",
 )

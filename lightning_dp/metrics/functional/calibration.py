@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_dp.metrics.estimate import Estimate, mean, rate
 from lightning_dp.metrics.functional.calibration_result import CalibrationResult, CalibrationRow, ReliabilityBin
-from lightning_dp.metrics.functional.histogram import CELLS, add_up, cells
+from lightning_dp.metrics.functional.histogram import CELLS, Device, add_up, cells
 from lightning_dp.metrics.functional.outcomes import Outcomes, same_length
 from lightning_dp.metrics.groups import Groups, Values, sum_groups
 
@@ -24,6 +24,7 @@ __all__ = (
     "calibration",
     "calibration_counts",
     "calibration_result",
+    "calibration_zeros",
 )
 
 
@@ -45,10 +46,18 @@ class CalibrationCounts(NamedTuple):
     impossible: Tensor  # (groups,): samples whose true outcome has probability 0
 
 
-def calibration_counts(
-    probs: Tensor, targets: Tensor, group_ids: Tensor, num_groups: int, outcomes: Outcomes, n_bins: int = 15
+def calibration_zeros(
+    num_groups: int, outcomes: Outcomes, n_bins: int = 15, device: Device = None
 ) -> CalibrationCounts:
-    """The sums behind every calibration measure.
+    """The sums of no samples."""
+    shapes = ((), (), (), (n_bins, 3), (len(outcomes), n_bins, 3), (CELLS, 3), (2,), (2,), ())
+    return CalibrationCounts(*(torch.zeros((num_groups, *s), dtype=torch.float64, device=device) for s in shapes))
+
+
+def calibration_counts(
+    probs: Tensor, targets: Tensor, group_ids: Tensor, outcomes: Outcomes, into: CalibrationCounts
+) -> CalibrationCounts:
+    """Adds samples to the sums behind every calibration measure.
 
     The events: for a binary task that the positive class occurs, for a multi-class task that the most probable class is
     right (top-label), for labels that a label occurs, all labels pooled.
@@ -57,12 +66,12 @@ def calibration_counts(
         probs: (n,) of the positive class, (n, classes), or (n, labels).
         targets: (n,) or (n, labels).
         group_ids: (n,) numbers of the groups.
-        num_groups: how many groups there are.
         outcomes: the task.
-        n_bins: equal-width bins of [0, 1]; a value on an edge belongs to the bin above, 1 to the last.
+        into: the sums to add to, in place (`calibration_zeros`); they say how many groups and bins there are. The bins are
+            of equal width in [0, 1]; a value on an edge belongs to the bin above, 1 to the last.
 
     Returns:
-        float64 sums; probabilities of lower precision are exact in them.
+        ``into``. It is untouched if the samples are refused.
     """
     p, y = outcomes.probabilities(probs), outcomes.targets(targets)
     n, k = same_length(p, y), len(outcomes)
@@ -80,36 +89,29 @@ def calibration_counts(
         per_sample_nll = -torch.where(truth == 1, p, 1 - p).log().mean(1)
         brier = (p - truth).square().mean(1)
 
-    def by_group(values: Tensor) -> Tensor:
-        return add_up(ids, values.double(), num_groups)
-
-    def binned(index: Tensor, size: int, happened: Tensor, p: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-        place = (rows * size + index).reshape(-1)
-        parts = (torch.ones_like(p), happened.double(), p)
-        return torch.stack([add_up(place, x.reshape(-1), num_rows * size) for x in parts], -1).reshape(
-            num_rows, size, 3
-        )
-
+    n_bins, rows = into.bins.shape[1], ids[:, None].expand_as(events)
     edges = torch.linspace(0, 1, n_bins + 1, dtype=torch.float64, device=p.device)
 
     def bin_of(values: Tensor) -> Tensor:
         return (torch.bucketize(values, edges, right=True) - 1).clamp(0, n_bins - 1)
 
-    rows = ids[:, None].expand_as(events)
+    def binned(index: Tensor, happened: Tensor, p: Tensor, sums: Tensor) -> None:
+        parts = torch.stack([torch.ones_like(p), happened.double(), p], -1)
+        add_up(index.reshape(-1), parts.reshape(-1, 3), sums.view(-1, 3))
+
+    binned(rows * n_bins + bin_of(events), came, events, into.bins)
     class_rows = ids[:, None] * k + torch.arange(k, device=p.device)
+    binned(class_rows * n_bins + bin_of(p), truth, p, into.classes)
+    binned(rows * CELLS + cells(events), came, events, into.cells)
     possible = torch.isfinite(per_sample_nll)
     nll = per_sample_nll.where(possible, torch.zeros_like(per_sample_nll))
-    return CalibrationCounts(
-        by_group(torch.ones_like(right)),
-        by_group(right),
-        by_group(right.square()),
-        binned(bin_of(events), n_bins, came, events, rows, num_groups),
-        binned(bin_of(p), n_bins, truth, p, class_rows, num_groups * k).reshape(num_groups, k, n_bins, 3),
-        binned(cells(events), CELLS, came, events, rows, num_groups),
-        torch.stack([by_group(brier), by_group(brier.square())], 1),
-        torch.stack([by_group(nll), by_group(nll.square())], 1),
-        by_group((~possible).double()),
-    )
+    add_up(ids, torch.ones_like(right), into.samples)
+    add_up(ids, right, into.hits)
+    add_up(ids, right.square(), into.hits_squared)
+    add_up(ids, torch.stack([brier, brier.square()], 1), into.brier)
+    add_up(ids, torch.stack([nll, nll.square()], 1), into.nll)
+    add_up(ids, ~possible, into.impossible)
+    return into
 
 
 def calibration(
@@ -136,7 +138,8 @@ def calibration(
         outcomes = Outcomes.of("binary") if probs.ndim == 1 else Outcomes.of("multiclass", probs.shape[-1])
     groups = Groups.everybody() if groups is None else groups
     ids = groups.encode(group_values, len(probs))
-    counts = calibration_counts(probs, targets, ids, len(groups), outcomes, n_bins)
+    counts = calibration_zeros(len(groups), outcomes, n_bins, probs.device)
+    calibration_counts(probs, targets, ids, outcomes, counts)
     return calibration_result(counts, groups, outcomes, confidence)
 
 
@@ -184,8 +187,8 @@ def adaptive_calibration_error(probabilities: Tensor, came_true: Tensor, n_bins:
     """
     p = probabilities.detach().double()
     values, index = torch.unique(p, return_inverse=True)
-    blocks = [add_up(index, x.double(), len(values)) for x in (torch.ones_like(p), came_true, p)]
-    return _equal_mass_error(torch.stack(blocks, 1), n_bins)
+    events = torch.stack([torch.ones_like(p), came_true.to(p), p], 1)
+    return _equal_mass_error(add_up(index, events, events.new_zeros(len(values), 3)), n_bins)
 
 
 def _by(

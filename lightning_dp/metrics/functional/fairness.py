@@ -13,12 +13,12 @@ from torch import Tensor
 from lightning_dp.metrics.estimate import Estimate, mean, rate
 from lightning_dp.metrics.functional.fairness_result import FairnessResult, Gap, GroupRow, OutcomeRow
 from lightning_dp.metrics.functional.gaps import Array, Rates, difference_to_others, gap, worse_gap
-from lightning_dp.metrics.functional.histogram import CELLS, add_up, cells
+from lightning_dp.metrics.functional.histogram import CELLS, Device, add_up, cells
 from lightning_dp.metrics.functional.outcomes import Outcomes, same_length
 from lightning_dp.metrics.functional.ranking import auroc_from_cells
 from lightning_dp.metrics.groups import Groups, Values, sum_groups
 
-__all__ = ("FairnessCounts", "fairness", "fairness_counts", "fairness_result")
+__all__ = ("FairnessCounts", "fairness", "fairness_counts", "fairness_result", "fairness_zeros")
 
 
 class FairnessCounts(NamedTuple):
@@ -32,49 +32,60 @@ class FairnessCounts(NamedTuple):
     scores: Tensor  # (groups, outcomes, CELLS, 2): by cells of the probability, has the outcome
 
 
+def fairness_zeros(num_groups: int, outcomes: Outcomes, auroc: bool = True, device: Device = None) -> FairnessCounts:
+    """The counts of no samples; without ``auroc`` no scores are kept."""
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.zeros((num_groups, *shape), dtype=dtype, device=device)
+
+    k = len(outcomes)
+    return FairnessCounts(
+        zeros(),
+        zeros(dtype=torch.float64),
+        zeros(dtype=torch.float64),
+        zeros(k, 2, 2),
+        zeros(),
+        zeros(k, CELLS if auroc else 0, 2),
+    )
+
+
 def fairness_counts(
     preds: Tensor,
     targets: Tensor,
     group_ids: Tensor,
-    num_groups: int,
     outcomes: Outcomes,
+    into: FairnessCounts,
     threshold: float = 0.5,
-    auroc: bool = True,
 ) -> FairnessCounts:
-    """The counts behind every fairness measure.
+    """Adds samples to the counts behind every fairness measure.
 
     Args:
         preds: probabilities, (n,) of the positive class, (n, classes) or (n, labels); or decisions as whole numbers.
         targets: (n,) or (n, labels).
         group_ids: (n,) numbers of the groups.
-        num_groups: how many groups there are.
         outcomes: the task.
+        into: the counts to add to, in place (`fairness_zeros`).
         threshold: a probability above it is a positive prediction (binary task and labels).
-        auroc: whether scores are kept, in cells.
+
+    Returns:
+        ``into``. It is untouched if the samples are refused.
     """
     y, decided = outcomes.targets(targets), outcomes.decisions(preds, threshold)
     same_length(decided, y)
-    ids, k = group_ids.to(y.device), len(outcomes)
+    ids, k, size = group_ids.to(y.device), len(outcomes), into.scores.shape[2]
     truth, predicted = outcomes.one_hot(y), outcomes.one_hot(decided)
     right = (y == decided).double() if outcomes.task == "multiclass" else (truth == predicted).double().mean(1)
     rows = ids[:, None] * k + torch.arange(k, device=y.device)
-    place = (rows * 2 + truth) * 2 + predicted
-    confusion = add_up(place.reshape(-1), torch.ones_like(place).reshape(-1), num_groups * k * 4)
-    size = CELLS if auroc else 0
-    scores = torch.zeros((num_groups, k, size, 2), dtype=torch.int64, device=y.device)
-    scored = torch.zeros(num_groups, dtype=torch.int64, device=y.device)
-    if auroc and preds.is_floating_point():
-        spot = ((rows * size + cells(outcomes.probabilities(preds))) * 2 + truth).reshape(-1)
-        scores = add_up(spot, torch.ones_like(spot), num_groups * k * size * 2).reshape(scores.shape)
-        scored = add_up(ids, torch.ones_like(ids), num_groups)
-    return FairnessCounts(
-        add_up(ids, torch.ones_like(ids), num_groups),
-        add_up(ids, right, num_groups),
-        add_up(ids, right.square(), num_groups),
-        confusion.reshape(num_groups, k, 2, 2),
-        scored,
-        scores,
-    )
+    one = torch.ones_like(rows).reshape(-1)
+    add_up(((rows * 2 + truth) * 2 + predicted).reshape(-1), one, into.confusion.view(-1))
+    if size and preds.is_floating_point():
+        spot = (rows * size + cells(outcomes.probabilities(preds))) * 2 + truth
+        add_up(spot.reshape(-1), one, into.scores.view(-1))
+        add_up(ids, torch.ones_like(ids), into.scored)
+    add_up(ids, torch.ones_like(ids), into.samples)
+    add_up(ids, right, into.hits)
+    add_up(ids, right.square(), into.hits_squared)
+    return into
 
 
 def fairness(
@@ -105,7 +116,8 @@ def fairness(
     """
     outcomes = Outcomes.of("binary") if outcomes is None else outcomes
     ids = groups.encode(group_values, len(preds))
-    counts = fairness_counts(preds, targets, ids, len(groups), outcomes, threshold)
+    counts = fairness_zeros(len(groups), outcomes, device=preds.device)
+    fairness_counts(preds, targets, ids, outcomes, counts, threshold)
     return fairness_result(counts, groups, outcomes, min_count, confidence, n_boot, seed)
 
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ("CELLS", "add_up", "cells", "lower_edges")
+__all__ = ("CELLS", "Device", "add_up", "cells", "lower_edges")
+
+#: Where a tensor lives; None is the CPU.
+Device = torch.device | None
 
 #: Number of cells. With log odds from -20 to 20 a cell is 0.01 wide: 0.0024 in probability at one half, finer towards the
 #: ends, where confidences crowd.
@@ -26,10 +29,9 @@ def cells(scores: Tensor) -> Tensor:
     return place.clamp(0, CELLS - 1).long()
 
 
-def add_up(index: Tensor, values: Tensor, size: int) -> Tensor:
-    """Sums of ``values`` (n,) by ``index`` (n,): (size,), float64 or int64 as ``values``."""
-    dtype = torch.float64 if values.is_floating_point() else torch.int64
-    return torch.zeros(size, dtype=dtype, device=values.device).index_add_(0, index, values.to(dtype))
+def add_up(index: Tensor, values: Tensor, into: Tensor) -> Tensor:
+    """Adds rows of ``values`` (n, ...) to the rows ``index`` (n,) of ``into`` (size, ...), in place; returns ``into``."""
+    return into.index_add_(0, index, values.to(into.dtype))
 
 
 def lower_edges() -> Tensor:

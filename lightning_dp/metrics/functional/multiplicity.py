@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from lightning_dp.metrics.functional.abstention import Abstention, answer
-from lightning_dp.metrics.functional.histogram import add_up
+from lightning_dp.metrics.functional.histogram import Device, add_up
 from lightning_dp.metrics.functional.multiplicity_result import RANGE_CELLS, MultiplicityResult, multiplicity_row
 from lightning_dp.metrics.groups import Groups, sum_groups
 from lightning_dp.metrics.tally import MemberTally
 
-__all__ = ("MultiplicityCounts", "multiplicity_counts", "multiplicity_result")
+__all__ = ("MultiplicityCounts", "multiplicity_counts", "multiplicity_result", "multiplicity_zeros")
 
 
 class MultiplicityCounts(NamedTuple):
@@ -36,16 +36,42 @@ class MultiplicityCounts(NamedTuple):
     answered_labelled: Tensor  # (groups, rules): labelled samples that it answers
 
 
-def multiplicity_counts(tally: MemberTally, rules: Sequence[Abstention]) -> MultiplicityCounts:
-    """The sums behind every measure of multiplicity, from a tally of all members."""
-    ids, groups, members = tally.group_ids, tally.num_groups, len(tally)
+def multiplicity_zeros(num_groups: int, num_members: int, num_rules: int, device: Device = None) -> MultiplicityCounts:
+    """The sums of no samples."""
+    whole: tuple[tuple[int, ...], ...] = (
+        (),
+        (),
+        (2,),
+        (2,),
+        (2,),
+        (RANGE_CELLS,),
+        (),
+        (num_members,),
+        (),
+        (num_members,),
+    )
+    shapes = (*whole, (num_rules,), (num_rules,), (num_rules,))
+    return MultiplicityCounts(*(torch.zeros((num_groups, *s), dtype=torch.float64, device=device) for s in shapes))
+
+
+def multiplicity_counts(
+    tally: MemberTally, rules: Sequence[Abstention], into: MultiplicityCounts
+) -> MultiplicityCounts:
+    """Adds the samples of a tally of all members to the sums behind every measure of multiplicity.
+
+    Args:
+        tally: what each member said of the samples.
+        rules: the rules of abstention, in the order of ``into``.
+        into: the sums to add to, in place (`multiplicity_zeros`).
+
+    Returns:
+        ``into``.
+    """
+    ids, members = tally.group_ids, len(tally)
     ones = torch.ones_like(ids)
 
-    def by_group(values: Tensor) -> Tensor:
-        return add_up(ids, values, groups)
-
     def moments(values: Tensor) -> Tensor:
-        return torch.stack([by_group(values), by_group(values.square())], 1)
+        return torch.stack([values, values.square()], 1)
 
     votes = tally.votes.double()
     alike = (votes * (votes - 1)).sum(1) / max(1, members * (members - 1))
@@ -57,26 +83,21 @@ def multiplicity_counts(tally: MemberTally, rules: Sequence[Abstention]) -> Mult
     answers = [answer(tally.votes, rule) for rule in rules]
     right = [torch.zeros_like(ids) if tally.targets is None else (a == tally.targets).long() for a in answers]
     given = [(a >= 0).long() for a in answers]
-    nothing = torch.zeros(groups, 0, dtype=torch.int64, device=ids.device)
-
-    def columns(values: list[Tensor]) -> Tensor:
-        return torch.stack([by_group(value) for value in values], 1) if values else nothing
-
-    return MultiplicityCounts(
-        by_group(ones),
-        by_group((tally.contradicted > 0).long()),
-        moments(tally.contradicted.double() / max(1, members)),
-        moments(differ),
-        moments(spread),
-        add_up(ids * RANGE_CELLS + cell, ranged, groups * RANGE_CELLS).reshape(groups, RANGE_CELLS),
-        by_group(ranged),
-        torch.stack(tally.disagreements, 1) if members else nothing,
-        by_group(labelled),
-        torch.stack(tally.errors, 1) if members else nothing,
-        columns(given),
-        columns(right),
-        columns([g * labelled for g in given]),
-    )
+    add_up(ids, ones, into.samples)
+    add_up(ids, tally.contradicted > 0, into.ambiguous)
+    add_up(ids, moments(tally.contradicted.double() / max(1, members)), into.contradicted)
+    add_up(ids, moments(differ), into.pairs)
+    add_up(ids, moments(spread), into.ranges)
+    add_up(ids * RANGE_CELLS + cell, ranged, into.range_cells.view(-1))
+    add_up(ids, ranged, into.ranged)
+    add_up(ids, labelled, into.labelled)
+    into.disagreements.add_(torch.stack(tally.disagreements, 1))
+    into.errors.add_(torch.stack(tally.errors, 1))
+    if rules:
+        add_up(ids, torch.stack(given, 1), into.answered)
+        add_up(ids, torch.stack(right, 1), into.right)
+        add_up(ids, torch.stack(given, 1) * labelled[:, None], into.answered_labelled)
+    return into
 
 
 def multiplicity_result(

@@ -8,12 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_dp.metrics.functional.histogram import CELLS, add_up, cells
+from lightning_dp.metrics.functional.histogram import CELLS, Device, add_up, cells
 from lightning_dp.metrics.functional.outcomes import Outcomes, same_length
 from lightning_dp.metrics.functional.selective_result import SelectiveResult, selective_row
 from lightning_dp.metrics.groups import Groups, Values, sum_groups
 
-__all__ = ("SelectiveCounts", "area_under_risk_coverage", "selective", "selective_counts", "selective_result")
+__all__ = (
+    "SelectiveCounts",
+    "area_under_risk_coverage",
+    "selective",
+    "selective_counts",
+    "selective_result",
+    "selective_zeros",
+)
 
 
 class SelectiveCounts(NamedTuple):
@@ -23,22 +30,35 @@ class SelectiveCounts(NamedTuple):
     errors: Tensor  # (groups, CELLS): samples predicted wrong
 
 
+def selective_zeros(num_groups: int, outcomes: Outcomes, device: Device = None) -> SelectiveCounts:
+    """The counts of no samples.
+
+    Raises:
+        ValueError: several labels: a sample that is right in part has no risk to speak of.
+    """
+    if outcomes.task == "multilabel":
+        raise ValueError(
+            'selective prediction needs task="binary" or "multiclass": measure each label as a binary task.'
+        )
+    return SelectiveCounts(*(torch.zeros(num_groups, CELLS, dtype=torch.int64, device=device) for _ in range(2)))
+
+
 def selective_counts(
     probs: Tensor,
     targets: Tensor,
     group_ids: Tensor,
-    num_groups: int,
     outcomes: Outcomes,
+    into: SelectiveCounts,
     scores: Tensor | None = None,
 ) -> SelectiveCounts:
-    """The counts behind every selective measure.
+    """Adds samples to the counts behind every selective measure.
 
     Args:
         probs: (n,) of the positive class (predicted above one half), or (n, classes).
         targets: (n,).
         group_ids: (n,) numbers of the groups.
-        num_groups: how many groups there are.
-        outcomes: the task; labels are refused, for a sample that is right in part has no risk to speak of.
+        outcomes: the task, binary or multi-class.
+        into: the counts to add to, in place (`selective_zeros`).
         scores: (n,) confidences in [0, 1], the higher the sooner answered; None takes the largest probability.
 
     Raises:
@@ -59,10 +79,9 @@ def selective_counts(
         if confidence.numel() and not bool(((confidence >= 0) & (confidence <= 1)).all()):  # false for NaN
             raise ValueError("scores must lie in [0, 1] and be numbers: map an entropy H to 1 - H / log(classes), say.")
     place = group_ids.to(p.device) * CELLS + cells(confidence)
-    shape, size = (num_groups, CELLS), num_groups * CELLS
-    return SelectiveCounts(
-        add_up(place, torch.ones_like(wrong), size).reshape(shape), add_up(place, wrong, size).reshape(shape)
-    )
+    add_up(place, torch.ones_like(wrong), into.accepted.view(-1))
+    add_up(place, wrong, into.errors.view(-1))
+    return into
 
 
 def selective(
@@ -93,7 +112,8 @@ def selective(
         outcomes = Outcomes.of("binary") if probs.ndim == 1 else Outcomes.of("multiclass", probs.shape[-1])
     groups = Groups.everybody() if groups is None else groups
     ids = groups.encode(group_values, len(probs))
-    counts = selective_counts(probs, targets, ids, len(groups), outcomes, scores)
+    counts = selective_zeros(len(groups), outcomes, probs.device)
+    selective_counts(probs, targets, ids, outcomes, counts, scores)
     return selective_result(counts, groups, coverages, risks, confidence)
 
 
@@ -138,7 +158,8 @@ def selective_result(
 def area_under_risk_coverage(confidence: Tensor, wrong: Tensor) -> float:
     """AURC of (n,) samples without cells: only equal confidences are ties. NaN for no samples."""
     values, index = torch.unique(confidence.detach().double(), return_inverse=True)
-    accepted, errors = (add_up(index, x.double(), len(values)) for x in (torch.ones_like(index), wrong))
+    counts = torch.stack([torch.ones_like(index), wrong.to(index)], 1)
+    accepted, errors = add_up(index, counts, counts.new_zeros(len(values), 2)).unbind(1)
     return selective_row("all", accepted, errors, 0.95).aurc.value
 
 
