@@ -12,10 +12,14 @@ from lightning_dp.metrics.base import SummedMetric
 from lightning_dp.metrics.estimate import z_score
 from lightning_dp.metrics.functional.fairness import FairnessCounts, fairness_counts, fairness_result, fairness_zeros
 from lightning_dp.metrics.functional.fairness_result import FairnessResult
+from lightning_dp.metrics.functional.histogram import CELLS
 from lightning_dp.metrics.functional.outcomes import Outcomes, Task
 from lightning_dp.metrics.groups import Groups, Values
 
 __all__ = ("Fairness",)
+
+#: Scores above this size are refused: they would be held on every rank, and twice while ranks exchange them.
+_MOST_GIGABYTES = 1.0
 
 
 class Fairness(SummedMetric):
@@ -69,6 +73,12 @@ class Fairness(SummedMetric):
             raise ValueError(f"threshold must lie in [0, 1], got {threshold}: it is compared with probabilities.")
         z_score(confidence)
         self.groups, self.outcomes = groups, Outcomes.of(task, num_classes, class_names)
+        gigabytes = len(groups) * len(self.outcomes) * CELLS * 16 / 1e9
+        if auroc and gigabytes > _MOST_GIGABYTES:
+            raise ValueError(
+                f"{len(groups)} groups of {len(self.outcomes)} outcomes need {gigabytes:.1f} GB to keep their scores for AUROC: "
+                "give auroc=False, or measure fewer attributes at once."
+            )
         self.threshold, self.min_count, self.confidence = threshold, min_count, confidence
         self.n_boot, self.seed, self.auroc = n_boot, seed, auroc
         self._add_states(fairness_zeros(len(groups), self.outcomes, auroc))

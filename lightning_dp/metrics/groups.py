@@ -27,7 +27,7 @@ class Groups:
             with the last attribute running fastest.
 
     Raises:
-        ValueError: no attribute, an attribute without levels, or a level named twice.
+        ValueError: no attribute, an attribute without levels, a level named twice or called "all".
     """
 
     attributes: tuple[tuple[str, tuple[str, ...]], ...]
@@ -41,7 +41,13 @@ class Groups:
                 raise ValueError(
                     f"attribute {name!r} names a level twice: {list(levels)}. Give each level its own name."
                 )
+            if name and "all" in levels:
+                raise ValueError(
+                    f'attribute {name!r} has the level "all", which stands for all samples: call it otherwise.'
+                )
         object.__setattr__(self, "attributes", pairs)
+        if len(set(self.names)) != len(self):
+            raise ValueError(f"two groups would have one name: avoid commas in the levels of {self.attribute_names}.")
 
     @classmethod
     def everybody(cls) -> Groups:
