@@ -76,7 +76,7 @@ class Fairness(SummedMetric):
         gigabytes = len(groups) * len(self.outcomes) * CELLS * 16 / 1e9
         if auroc and gigabytes > _MOST_GIGABYTES:
             raise ValueError(
-                f"{len(groups)} groups of {len(self.outcomes)} outcomes need {gigabytes:.1f} GB to keep their scores for AUROC: "
+                f"{len(groups)} groups of {len(self.outcomes)} outcomes need {gigabytes:.1f} GB to keep scores for AUROC: "
                 "give auroc=False, or measure fewer attributes at once."
             )
         self.threshold, self.min_count, self.confidence = threshold, min_count, confidence
