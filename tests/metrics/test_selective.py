@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_dp.metrics import Groups, SelectivePrediction
 from lightning_dp.metrics.functional import area_under_risk_coverage, selective
+from lightning_dp.metrics.functional.histogram import CELLS, cells, lower_edges
 from tests.metrics.helpers import GROUPS, data
 
 few = settings(max_examples=25)
@@ -129,3 +130,11 @@ def test_nothing_answered_is_no_accuracy() -> None:
     assert point.selective_accuracy.reason == "nothing is answered"
     with pytest.raises(ValueError, match="coverage must lie"):
         row.at_coverage(0.0)
+
+
+def test_cells_are_equal_in_log_odds_and_begin_at_their_lower_edges() -> None:
+    edges = lower_edges()
+    assert cells(edges * (1 + 1e-12) + 1e-300).tolist() == list(range(CELLS))
+    assert torch.allclose(torch.diff(edges[1:].logit()), torch.tensor(40 / CELLS, dtype=torch.float64), atol=1e-6)
+    assert cells(torch.tensor([0.0, 1e-30, 1.0])).tolist() == [0, 0, CELLS - 1]
+    assert len(torch.unique(cells(torch.tensor([0.5, 0.503, 0.99, 0.9903, 0.9999, 0.999903])))) == 6
