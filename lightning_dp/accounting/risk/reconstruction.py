@@ -113,7 +113,8 @@ def reconstruction_bound(
     gamma, side, method = _bound(merged, kappa, "full", direction)
     error = failure(merged) if method == "gaussian" else 0.0
     if method in ("pld", "closed form"):
-        error = gamma - _known_attack(merged, kappa)
+        # The known attack belongs to the null hypothesis without the sample; the worse direction is no better than it.
+        error = max(0.0, gamma - (kappa if direction == "add" else _known_attack(merged, kappa)))
         if method == "pld":
             error = min(error, _grid_error(merged, kappa, side))
     return ReconstructionBound(kappa, gamma, error, side, method, sum(entry.steps for entry in merged))

@@ -135,6 +135,25 @@ def test_the_directions_are_inverse_to_each_other(sigma: float, rate: float, ste
         assert reconstruction_bound(entries, 1.0 - gamma, "add").gamma == pytest.approx(1.0 - kappa, abs=2e-3)
 
 
+def test_the_error_is_that_of_the_direction() -> None:
+    """An attack from one side is no lower bound for the other."""
+    entries = ledger((0.05, 0.02, 20))
+    remove, add = (reconstruction_bound(entries, 0.01, side) for side in ("remove", "add"))  # type: ignore[arg-type]
+    assert add.gamma < remove.gamma - remove.error
+    assert add.error >= 0.0
+    assert add.gamma - add.error <= 0.01 / 0.98**20
+
+
+@pytest.mark.parametrize("sigma", [1e-99, 1e-30, 1e-3, 1e30, 1e99])
+@pytest.mark.parametrize("rate", [1e-6, 0.5, 1.0])
+def test_no_overflow_at_any_noise(sigma: float, rate: float) -> None:
+    for kappa in (1e-300, 1e-9, 0.5, 1 - 1e-12):
+        for direction in ("remove", "add"):
+            bound = reconstruction_bound(ledger((sigma, rate, 3), (2 * sigma, 0.5, 2)), kappa, direction)  # type: ignore[arg-type]
+            assert kappa <= bound.gamma <= 1.0
+            assert 0.0 <= bound.error <= 1.0
+
+
 def test_no_looser_than_the_trade_off_curve() -> None:
     for entries in (MIXED, ledger((1.0, 0.01, 1000)), ledger((1e-3, 0.01, 50)), ledger((2.0, 1.0, 4))):
         for kappa in (1e-4, 0.3):
