@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_dp.gradients.adaptive import AdaptiveClipping, AdaptiveThreshold
+from lightning_dp.gradients.ascent import Ascent, TwoPasses
 from lightning_dp.gradients.clipping import Clipping, ClippingName
 from lightning_dp.gradients.contributions import Contribution, EmbeddingRows, OuterProduct, PerUnit
 from lightning_dp.gradients.engine import GradientEngine, LossReduction
@@ -15,6 +16,7 @@ from lightning_dp.gradients.units import UnitMap
 __all__ = (
     "AdaptiveClipping",
     "AdaptiveThreshold",
+    "Ascent",
     "Clipping",
     "ClippingName",
     "Contribution",
@@ -27,6 +29,7 @@ __all__ = (
     "OuterProduct",
     "PerUnit",
     "RowMemory",
+    "TwoPasses",
     "UnitMap",
     "register_rule",
     "rows_of_units",

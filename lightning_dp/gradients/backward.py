@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients.contributions import Contribution, joint_squared_norms
 from lightning_dp.gradients.generic import generic_rule, mixed_call_rule
 from lightning_dp.gradients.memory import Memory
@@ -67,6 +68,14 @@ class BackwardPass:
                 record.outputs, record.random_state,
             )  # fmt: skip
             self._add(record, record.rule(call))
+
+    def refuse_empty(self) -> None:
+        """Raises PrivacyError if the pass reached no trainable layer."""
+        if self.empty:
+            raise PrivacyError(
+                "the backward pass reached no trainable layer, so the loss does not depend on the network's "
+                "parameters. Return the loss of the batch from training_step, computed with gradients enabled."
+            )
 
     def finish(self) -> tuple[Mapping[nn.Parameter, Tensor], Mapping[nn.Parameter, Sequence[Contribution]]]:
         """The squared norms ``(U,)`` of each parameter's units, and the contributions to sum."""

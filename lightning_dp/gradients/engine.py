@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Literal
 
@@ -13,9 +14,11 @@ from torch.utils.checkpoint import CheckpointError
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients.adaptive import AdaptiveThreshold
+from lightning_dp.gradients.ascent import Ascent, TwoPasses
 from lightning_dp.gradients.backward import BackwardPass
 from lightning_dp.gradients.borrowed import readers
 from lightning_dp.gradients.clipping import Clipping
+from lightning_dp.gradients.contributions import Contribution
 from lightning_dp.gradients.memory import Memory
 from lightning_dp.gradients.noise import NoiseSource
 from lightning_dp.gradients.precision import arithmetic
@@ -26,6 +29,11 @@ from lightning_dp.gradients.units import UnitMap
 __all__ = ("GradientEngine", "LossReduction")
 
 LossReduction = Literal["mean", "sum"]
+Arithmetic = Callable[[], AbstractContextManager[None]]
+Norms = Mapping[nn.Parameter, Tensor]
+"""Squared norms ``(U,)`` of each parameter's units."""
+Kept = Mapping[nn.Parameter, Sequence[Contribution]]
+"""What each parameter's units contribute."""
 
 
 class GradientEngine:
@@ -184,24 +192,64 @@ class GradientEngine:
                 rows cannot be assigned to units.
         """
         units = num_units if isinstance(num_units, UnitMap) else UnitMap(num_units)
+        with self._physical_batch(units, weights) as strict:
+            with self._collecting(units, strict) as backward:
+                yield
+            backward.refuse_empty()
+            with torch.no_grad(), strict():
+                self._add(*backward.finish(), units, weights)
+
+    @contextmanager
+    def mixing(
+        self, num_units: int | UnitMap, ascent: Ascent, weights: Tensor | None = None
+    ) -> Iterator[TwoPasses]:
+        """Privatises bias-aware gradients: one ordinary pass, and one at a point of each unit's own; see :class:`Ascent`.
+
+        Inside the block, with a network that draws the same random numbers both times::
+
+            with engine.mixing(units, ascent) as passes:
+                with passes.first():
+                    loss.backward()
+                with passes.again():
+                    loss = step()
+                    with passes.second():
+                        loss.backward()
+
+        Several blocks add up, as those of :meth:`recording`, whose arguments these are. The gradients of the batch's units are
+        held, for convolutions and small parameters one by one: bound U by physical batches.
+
+        Raises:
+            PrivacyError: as :meth:`recording`; and for layers that cannot be run with parameters of each unit's own.
+        """
+        units = num_units if isinstance(num_units, UnitMap) else UnitMap(num_units)
+        with self._physical_batch(units, weights) as strict:
+            passes = TwoPasses(
+                self._taps, units, ascent, self._memory, strict, partial(self._collecting, units, strict)
+            )
+            yield passes
+            with torch.no_grad(), strict():
+                self._add(*passes.mixed(), units, weights, passes.plain())
+
+    @contextmanager
+    def _physical_batch(self, units: UnitMap, weights: Tensor | None) -> Iterator[Arithmetic]:
+        """Around everything that is done for one physical batch: what is held ends with it."""
         _check_weights(weights, units)
         _check_expected(self._taps.expected, units)
-        device = self._device()
-        strict = arithmetic(device.type)
-        backward = BackwardPass(self._taps, units, self._accumulation_dtype(), self._memory, strict)
         self._memory.begin(self._taps.recorded_bytes())
+        try:
+            yield arithmetic(self._device().type)
+        finally:
+            self._memory.end()
+
+    @contextmanager
+    def _collecting(self, units: UnitMap, strict: Arithmetic) -> Iterator[BackwardPass]:
+        """Around one backward pass: its records go to the pass that is returned, and nothing goes past it."""
+        backward = BackwardPass(self._taps, units, self._accumulation_dtype(), self._memory, strict)
         self._taps.receive = backward.receive
         try:
-            yield
+            yield backward
             self._taps.receive = None
             self._refuse_leaks()
-            if backward.empty:
-                raise PrivacyError(
-                    "the backward pass reached no trainable layer, so the loss does not depend on the network's "
-                    "parameters. Return the loss of the batch from training_step, computed with gradients enabled."
-                )
-            with torch.no_grad(), strict():
-                self._add(backward, units, weights)
         except CheckpointError as error:
             raise PrivacyError(
                 "activation checkpointing repeated a part of the network otherwise than it ran first, most likely because a "
@@ -211,7 +259,6 @@ class GradientEngine:
         finally:
             self._taps.receive = None
             self._taps.clear()
-            self._memory.end()
 
     def clipped_sum(self) -> list[Tensor]:
         """The sum of clipped gradients so far, one tensor for each of :meth:`trainable`. *Not* private."""
@@ -274,9 +321,11 @@ class GradientEngine:
     def _device(self) -> torch.device:
         return self._taps.parameters[0].device
 
-    def _add(self, backward: BackwardPass, units: UnitMap, weights: Tensor | None) -> None:
+    def _add(
+        self, norms: Norms, kept: Kept, units: UnitMap, weights: Tensor | None, plain: tuple[Norms, Kept] | None = None
+    ) -> None:
+        """Clips and adds: the one place where units' gradients, however they were come by, enter the sum."""
         self._bound = max(self._bound, self.clipping.sensitivity)
-        norms, kept = backward.finish()
         self._buffers()
         group, num_groups = self.clipping.groups(self.module, self.trainable())
         if not norms.keys() <= group.keys():

@@ -21,6 +21,7 @@ __all__ = (
     "Contribution",
     "PerUnit",
     "joint_squared_norms",
+    "mixed",
     "row_squares",
     "unit_chunks",
     "zero_outside",
@@ -61,6 +62,14 @@ class Contribution(ABC):
 
         A weight of zero is not enough for a unit that is not finite: 0 * inf is NaN and would reach every parameter.
         """
+
+    def all_units(self) -> Tensor:
+        """The gradients of all units, ``(U, *shape)``: as much memory as U copies of the parameter."""
+        return self.per_unit(0, self.num_units)
+
+    def scaled(self, factor: float) -> Contribution:
+        """The same with every gradient multiplied by ``factor``."""
+        return PerUnit(self.all_units() * factor)
 
     def choose_route(self, memory: Memory) -> None:  # noqa: B027  (most forms have one way only)
         """Called once before the norms, where there is more than one way to have them."""
@@ -117,6 +126,27 @@ class PerUnit(Contribution):
         for other in others:
             total = total + other.per_unit(0, self.num_units)
         return PerUnit(total)
+
+
+def mixed(first: Sequence[Contribution], second: Sequence[Contribution], share: float) -> Contribution | None:
+    """``(1 - share) * (sum of first) + share * (sum of second)`` of one parameter, unit by unit, as one contribution.
+
+    Kept as a sum of outer products or table rows where both are; otherwise added up and held, so that the norm is taken of
+    exactly what is summed later. ``None`` if there is nothing to mix.
+    """
+    parts = [(1 - share, c) for c in first] + [(share, c) for c in second]
+    parts = [(factor, c) for factor, c in parts if factor]
+    if not parts:
+        return None
+    if len(parts) == 1 or all(type(c) is type(parts[0][1]) and type(c) is not PerUnit for _, c in parts):
+        scaled = [c.scaled(factor) for factor, c in parts]
+        merged = scaled[0] if len(scaled) == 1 else scaled[0].merged(scaled[1:])
+        if merged is not None:
+            return merged
+    total = parts[0][1].all_units() * parts[0][0]
+    for factor, c in parts[1:]:
+        total.add_(c.all_units(), alpha=factor)
+    return PerUnit(total)
 
 
 def joint_squared_norms(uses: Sequence[Contribution]) -> tuple[Tensor, Sequence[Contribution]]:

@@ -41,6 +41,10 @@ class EmbeddingRows(Contribution):
         return rows.new_zeros(self.shape).index_add_(0, index, scaled)
 
     @override
+    def scaled(self, factor: float) -> Contribution:
+        return EmbeddingRows(self.index, self.b * factor, self.shape)
+
+    @override
     def keep(self, mask: Tensor) -> Contribution:
         return EmbeddingRows(self.index, zero_outside(self.b, mask), self.shape)
 

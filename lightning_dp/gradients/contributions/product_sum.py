@@ -96,6 +96,23 @@ class ProductSum(Contribution):
         return out
 
     @override
+    def all_units(self) -> Tensor:
+        if self.held is None and self._memory is not None:
+            found = self.a.new_empty(self.num_units, self.shape.numel())
+            self.build(found)
+            return self.in_shape(found)
+        return super().all_units()
+
+    @override
+    def scaled(self, factor: float) -> Contribution:
+        if self.held is not None:  # the records are gone
+            return super().scaled(factor)
+        scaled = copy.copy(self)
+        scaled.b = self.b * factor
+        scaled.doubtful = scaled._bounds = None  # set again with the norms
+        return scaled
+
+    @override
     def add_weighted_sum(self, weights: Tensor, out: Tensor) -> None:
         if out.dtype != self.b.dtype:
             super().add_weighted_sum(weights, out)
