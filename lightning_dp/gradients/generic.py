@@ -51,7 +51,6 @@ def generic_rule(
     Raises:
         PrivacyError: if repeating the call does not reproduce the recorded output.
     """
-
     with attributes_kept(module):
         return _per_unit(repeated_module(module), parameters, inputs, outputs, grads, units, name)
 
@@ -88,7 +87,9 @@ def mixed_call_rule(
         )
     rows, fold = output.shape[0], units.by_unit(output.detach(), name).shape[1]
     needed = {source: parameters[source] for source in call.sources()}
-    return _per_unit(repeated_call(call, rows, fold), needed, (call.args, dict(call.kwargs)), (output,), (grad,), units, name)
+    return _per_unit(
+        repeated_call(call, rows, fold), needed, (call.args, dict(call.kwargs)), (output,), (grad,), units, name
+    )
 
 
 def _per_unit(

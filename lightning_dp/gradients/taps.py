@@ -319,7 +319,8 @@ class Taps:
             self._follows = True
             followed = module_expression(module, site.prefix, swapped, inputs, running.expressions)
             return BareParameter.wrap(output, followed, self._owner(module))
-        results, recorded = tensors, True
+        results: Sequence[Tensor] = tensors
+        recorded = True
         if self.shift is not None:
             results, recorded = self.shift.of_layer(
                 ShiftedCall(

@@ -23,9 +23,7 @@ class Directions:
         radius: how far a unit is moved.
     """
 
-    def __init__(
-        self, gradients: Mapping[nn.Parameter, Sequence[Contribution]], norms: Tensor, radius: float
-    ) -> None:
+    def __init__(self, gradients: Mapping[nn.Parameter, Sequence[Contribution]], norms: Tensor, radius: float) -> None:
         self.gradients = gradients
         moved = torch.isfinite(norms) & (norms > 0)
         self.steps = torch.where(moved, radius / torch.where(moved, norms, norms.new_ones(())), norms.new_zeros(()))

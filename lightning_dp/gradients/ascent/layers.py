@@ -84,14 +84,15 @@ def _conv(call: Moved) -> Tensor | None:
     if weight is None:
         return shift
     geometry, (units, fold) = ConvGeometry(module), call.x.shape[:2]
-    x = geometry.pad(call.x.flatten(0, 1)).unflatten(0, (units, fold))
+    x = geometry.pad(call.x.flatten(0, 1))
+    x = x.view(units, fold, *x.shape[1:])
     # All units at once: one row, the units' channels side by side in groups of their own.
     x = x.transpose(0, 1).flatten(1, 2)
     functions: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-    out = functions[len(channels)](
+    out: Tensor = functions[len(channels)](
         x, weight.flatten(0, 1), None, geometry.stride, geometry.padding, geometry.dilation, units * geometry.groups
     )
-    out = out.unflatten(1, (units, -1)).transpose(0, 1)
+    out = out.view(fold, units, -1, *out.shape[2:]).transpose(0, 1)
     return out if shift is None else out + shift
 
 

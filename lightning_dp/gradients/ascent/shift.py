@@ -146,7 +146,9 @@ class Shift:
                 return attend(module, values, inputs, outputs, units, call.random_state, call.name)
             if call.random_state is not None:
                 raise PrivacyError(
-                    _not_covered(call.name, "it draws random numbers inside (use dropout=0 and an nn.Dropout between layers)")
+                    _not_covered(
+                        call.name, "it draws random numbers inside (use dropout=0 and an nn.Dropout between layers)"
+                    )
                 )
             if isinstance(module, nn.RNNBase):
                 return recurrence_by_units(module, values, inputs, outputs, units, call.name)
@@ -193,8 +195,7 @@ def _swapped(t: Tensor) -> Tensor:
 def _same(result: Tensor, recorded: Tensor, units: UnitMap, name: str) -> bool:
     if recorded.dim() == 0 or result.shape != recorded.shape:
         return result.shape == recorded.shape
-    grouped = (units.by_unit(t, name, repeat=True) for t in (result, recorded))
-    return reproduces(*grouped)
+    return reproduces(units.by_unit(result, name, repeat=True), units.by_unit(recorded, name, repeat=True))
 
 
 def _not_covered(name: str, why: str) -> str:

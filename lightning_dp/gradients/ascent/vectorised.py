@@ -47,7 +47,9 @@ def by_units(
     dtype = next(iter(values.values())).dtype
 
     def one(own: Mapping[str, Tensor], unit_rows: Sequence[Tensor]) -> list[Tensor]:
-        unit_inputs = map_tensors(inputs, lambda t: _cast(unit_rows[position[id(t)]] if id(t) in position else t, dtype))
+        unit_inputs = map_tensors(
+            inputs, lambda t: _cast(unit_rows[position[id(t)]] if id(t) in position else t, dtype)
+        )
         return list(repeat(own, unit_inputs))
 
     try:
