@@ -30,13 +30,22 @@ class Directions:
 
     def full(self, parameter: nn.Parameter) -> Tensor | None:
         """The displacement ``(U, *shape)``: as much memory as U copies of the parameter. ``None`` where it is zero."""
+        total = self.unscaled(parameter)
+        return None if total is None else self.scaled(total)
+
+    def unscaled(self, parameter: nn.Parameter) -> Tensor | None:
+        """The gradients ``(U, *shape)`` along which the displacement lies."""
         uses = self.gradients.get(parameter, ())
         if not uses:
             return None
         total = uses[0].all_units()
         for use in uses[1:]:
             total = total + use.all_units()
-        return total * self.steps.to(total.dtype).view(-1, *[1] * (total.dim() - 1))
+        return total
+
+    def scaled(self, tensor: Tensor) -> Tensor:
+        """What was computed with gradients ``(U, ...)`` as it is with displacements, where it is linear in them."""
+        return tensor * self.steps.to(tensor.dtype).view(-1, *[1] * (tensor.dim() - 1))
 
     def looked_up(self, parameter: nn.Parameter, index: Tensor) -> Tensor | None:
         """Rows of a table's displacement ``(U, T, d)`` for indices ``(U, T)``, without building the units' tables."""
@@ -50,7 +59,7 @@ class Directions:
             assert isinstance(use, EmbeddingRows)
             part = (index.unsqueeze(2) == use.index.unsqueeze(1)).to(use.b.dtype) @ use.b
             total = part if total is None else total + part
-        return None if total is None else total * self.steps.to(total.dtype).view(-1, 1, 1)
+        return None if total is None else self.scaled(total)
 
     def applied(self, parameter: nn.Parameter, x: Tensor) -> Tensor | None:
         """``x_u D_u^T`` ``(U, K, p)`` for inputs ``x`` ``(U, K, d)`` and a parameter's displacement D read as ``(p, d)``.
@@ -61,16 +70,16 @@ class Directions:
         if not uses:
             return None
         if not all(isinstance(use, OuterProduct) and _is_thin(use, x.shape[1]) for use in uses):
-            full = self.full(parameter)
+            full = self.unscaled(parameter)
             assert full is not None
-            return x @ full.flatten(2).mT
+            return self.scaled(x @ full.flatten(2).mT)
         total: Tensor | None = None
         for use in uses:
             assert isinstance(use, OuterProduct)
             part = (x @ use.a.flatten(1, 2).mT) @ use.b.flatten(1, 2)
             total = part if total is None else total + part
         assert total is not None
-        return total * self.steps.to(total.dtype).view(-1, 1, 1)
+        return self.scaled(total)
 
 
 def _is_thin(use: OuterProduct, rows: int) -> bool:

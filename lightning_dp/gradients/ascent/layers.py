@@ -41,6 +41,10 @@ class Moved:
         """The displacement of a parameter ``(U, *shape)``; ``None`` where it takes no part or is not moved."""
         return self.directions.full(self.trainable[name]) if name in self.trainable else None
 
+    def unscaled(self, name: str) -> Tensor | None:
+        """The gradient along which it lies."""
+        return self.directions.unscaled(self.trainable[name]) if name in self.trainable else None
+
     def applied(self, name: str, x: Tensor) -> Tensor | None:
         """Inputs ``(U, K, d)`` times the displacement of a weight ``(p, d)``."""
         return self.directions.applied(self.trainable[name], x) if name in self.trainable else None
@@ -77,7 +81,7 @@ def _embedding(call: Moved) -> Tensor | None:
 
 
 def _conv(call: Moved) -> Tensor | None:
-    module, weight, bias = call.module, call.full("weight"), call.full("bias")
+    module, weight, bias = call.module, call.unscaled("weight"), call.full("bias")
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     channels = [1] * len(module.kernel_size)
     shift = None if bias is None else bias.view(bias.shape[0], 1, -1, *channels)
@@ -92,7 +96,7 @@ def _conv(call: Moved) -> Tensor | None:
     out: Tensor = functions[len(channels)](
         x, weight.flatten(0, 1), None, geometry.stride, geometry.padding, geometry.dilation, units * geometry.groups
     )
-    out = out.view(fold, units, -1, *out.shape[2:]).transpose(0, 1)
+    out = call.directions.scaled(out.view(fold, units, -1, *out.shape[2:]).transpose(0, 1))
     return out if shift is None else out + shift
 
 

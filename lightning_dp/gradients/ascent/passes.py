@@ -134,10 +134,10 @@ class TwoPasses:
     def second(self) -> Iterator[None]:
         """Around the second backward pass, inside :meth:`again`."""
         with self._collecting() as backward:
+            backward.norms_wanted = False  # a norm is taken once, of the mixture
             yield
-        with torch.no_grad(), self._arithmetic():
-            _, kept = backward.finish()
-            self._second = {parameter: list(uses) for parameter, uses in kept.items()}
+        with torch.no_grad():
+            self._second = {parameter: list(uses) for parameter, uses in backward.contributions().items()}
         self._again = True
 
     def plain(self) -> Gradients:
@@ -154,6 +154,8 @@ class TwoPasses:
         kept: dict[nn.Parameter, list[Contribution]] = {}
         with self._arithmetic():
             for parameter in dict.fromkeys((*first, *self._second)):
+                for use in self._second.get(parameter, ()):
+                    use.choose_route(self.memory)
                 found = mixed(first.get(parameter, ()), self._second.get(parameter, ()), self.ascent.alpha)
                 if found is None:  # alpha = 1, and the second pass did not use it
                     continue

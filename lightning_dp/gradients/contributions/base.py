@@ -67,9 +67,21 @@ class Contribution(ABC):
         """The gradients of all units, ``(U, *shape)``: as much memory as U copies of the parameter."""
         return self.per_unit(0, self.num_units)
 
+    @property
+    def is_record(self) -> bool:
+        """Whether the gradients are kept as what they are computed from, and not themselves."""
+        return False
+
     def scaled(self, factor: float) -> Contribution:
         """The same with every gradient multiplied by ``factor``."""
         return PerUnit(self.all_units() * factor)
+
+    def added_up(self, factor: float, others: Sequence[tuple[float, Contribution]]) -> Contribution:
+        """This times ``factor`` and others of the same parameter times theirs, built and held."""
+        total = self.all_units() * factor
+        for other_factor, other in others:
+            total.add_(other.all_units(), alpha=other_factor)
+        return PerUnit(total)
 
     def choose_route(self, memory: Memory) -> None:  # noqa: B027  (most forms have one way only)
         """Called once before the norms, where there is more than one way to have them."""
@@ -131,22 +143,21 @@ class PerUnit(Contribution):
 def mixed(first: Sequence[Contribution], second: Sequence[Contribution], share: float) -> Contribution | None:
     """``(1 - share) * (sum of first) + share * (sum of second)`` of one parameter, unit by unit, as one contribution.
 
-    Kept as a sum of outer products or table rows where both are; otherwise added up and held, so that the norm is taken of
-    exactly what is summed later. ``None`` if there is nothing to mix.
+    Kept as a sum of outer products or table rows where all are; otherwise added up and held, so that the norm is taken of
+    exactly what is summed later. ``None`` if there is nothing to mix. What is in ``second`` is used up.
     """
-    parts = [(1 - share, c) for c in first] + [(share, c) for c in second]
-    parts = [(factor, c) for factor, c in parts if factor]
+    parts = [(share, c) for c in second if share] + [(1 - share, c) for c in first if share < 1]
     if not parts:
         return None
-    if len(parts) == 1 or all(type(c) is type(parts[0][1]) and type(c) is not PerUnit for _, c in parts):
-        scaled = [c.scaled(factor) for factor, c in parts]
-        merged = scaled[0] if len(scaled) == 1 else scaled[0].merged(scaled[1:])
+    own, others = parts[0], parts[1:]
+    if not others:
+        return own[1].scaled(own[0])
+    if type(own[1]) is not PerUnit and all(type(c) is type(own[1]) for _, c in others):
+        scaled = [c.scaled(factor) for factor, c in parts if c.is_record]
+        merged = scaled[0].merged(scaled[1:]) if len(scaled) == len(parts) else None
         if merged is not None:
             return merged
-    total = parts[0][1].all_units() * parts[0][0]
-    for factor, c in parts[1:]:
-        total.add_(c.all_units(), alpha=factor)
-    return PerUnit(total)
+    return own[1].added_up(own[0], others)
 
 
 def joint_squared_norms(uses: Sequence[Contribution]) -> tuple[Tensor, Sequence[Contribution]]:
