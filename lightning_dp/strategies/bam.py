@@ -64,8 +64,8 @@ class BAMStrategy(PrivateTrainingStrategy):
     - ``"previous"``: the point is computed from parameters and a gradient that were both released by earlier steps, hence
       public to this one (post-processing). A DP-SGD step is private at *any* point that is fixed before its batch is drawn:
       the sum of gradients clipped to C, taken there, has sensitivity C. Adaptive composition then covers the run, as it does
-      that of DP-SGD, whose parameters depend on earlier releases as well. The first step (and the first after a resume)
-      has no previous gradient and is an ordinary one.
+      that of DP-SGD, whose parameters depend on earlier releases as well. The first step has no previous gradient and is
+      an ordinary one.
 
     ``radius=0`` or ``alpha=0`` is DP-SGD, bit for bit. With ``"unit"``, ``training_step`` runs twice on every batch, with the
     same random numbers and with its logging switched off the second time; a step costs about two to three times one of DP-SGD.
@@ -193,7 +193,7 @@ class BAMStrategy(PrivateTrainingStrategy):
     def on_train_start(self) -> None:
         super().on_train_start()
         if self._previous is not None:
-            self._previous.forget()
+            self._previous.start(self._running_engine.trainable())
         if self._logs_bias:
             self._running_engine.probe = BiasProbe()
             rank_zero_warn(
@@ -214,6 +214,17 @@ class BAMStrategy(PrivateTrainingStrategy):
     def teardown(self) -> None:
         self._first = None
         super().teardown()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        return state if self._previous is None else {**state, "previous": self._previous.state_dict()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self._previous is not None:
+            self._previous.load_state_dict(state.get("previous", ()))
 
     @override
     def _subject(self) -> Subject:

@@ -24,14 +24,26 @@ class PreviousAscent:
     def __init__(self, radius: float) -> None:
         self.radius = radius
         self._released: list[tuple[nn.Parameter, Tensor]] = []
+        self._loaded: list[Tensor] = []
 
     def remember(self, parameters: Sequence[nn.Parameter]) -> None:
         """Keeps the private gradients that were just written to ``.grad``."""
         self._released = [(p, p.grad.detach().clone()) for p in parameters if p.grad is not None]
 
-    def forget(self) -> None:
-        """The next step is an ordinary one."""
-        self._released = []
+    def start(self, parameters: Sequence[nn.Parameter]) -> None:
+        """A run begins: with an ordinary step, unless a checkpoint says how it goes on."""
+        gradients, self._loaded = self._loaded, []
+        fits = [g.shape for g in gradients] == [p.shape for p in parameters]
+        pairs = zip(parameters, gradients, strict=True) if fits else ()
+        self._released = [(p, g.to(p)) for p, g in pairs]
+
+    def state_dict(self) -> list[Tensor]:
+        """The gradients that were released last; for a checkpoint, which holds what came of them anyway."""
+        return [gradient for _, gradient in self._released]
+
+    def load_state_dict(self, state: Sequence[Tensor]) -> None:
+        """Takes what :meth:`state_dict` gave, for the run that starts next."""
+        self._loaded = list(state)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -118,7 +118,7 @@ class TwoPasses:
             self._arithmetic,
             self.taps.paused,
         )
-        self.taps.expect(self.units)
+        self.taps.expect(self.taps.expected)  # as for the first pass
         self.taps.shift = shift
         try:
             yield
@@ -149,7 +149,8 @@ class TwoPasses:
     def mixed(self) -> Gradients:
         """The units' mixed gradients. A unit whose first gradient was not finite counts as not finite."""
         (_, first), finite = self.plain(), self._finite
-        assert finite is not None
+        if finite is None or not self._again:
+            raise PrivacyError("the second pass of bias-aware minimisation did not run")
         norms: dict[nn.Parameter, Tensor] = {}
         kept: dict[nn.Parameter, list[Contribution]] = {}
         with self._arithmetic():
