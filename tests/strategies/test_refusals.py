@@ -25,7 +25,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_dp import DPStrategy, PrivacyConfigError
+from lightning_dp import BAMStrategy, DPStrategy, PrivacyConfigError
 from lightning_dp.sampling import why_not_private
 from lightning_dp.strategies import REFUSALS, Refusal
 from lightning_dp.strategies.refusals import Subject
@@ -51,6 +51,7 @@ class Case:
     data: Callable[[], Any] = loader
     strategy: dict[str, Any] = field(default_factory=dict)
     trainer: Callable[[], dict[str, Any]] = dict
+    plugin: Callable[..., Any] = strategy
 
 
 def through(layer: Callable[[], nn.Module]) -> Callable[[], LightningModule]:
@@ -196,6 +197,10 @@ ROWS: list[tuple[str, Case]] = [
             strategy={"physical_batch_size": 4},
         ),
     ),
+    (
+        "manual_ascent",
+        Case("BAMStrategy", "automatic optimisation", manual, strategy={"noise_multiplier": 1.0}, plugin=BAMStrategy),
+    ),
     ("post_processing_names", Case("automatic_optimization=False", "drop", strategy={"post_processing": ["net.0"]})),
     (
         "post_processing_names",
@@ -315,7 +320,7 @@ CASES += [pytest.param(case, id=f"loader-{case.offence.replace(' ', '_')}") for 
 
 @pytest.mark.parametrize("case", CASES)
 def test_is_refused_before_anything_happens(case: Case, tmp_path: Path) -> None:
-    module, plugin = case.module(), strategy(**case.strategy)
+    module, plugin = case.module(), case.plugin(**case.strategy)
     before = [p if isinstance(p, nn.UninitializedParameter) else p.detach().clone() for p in module.parameters()]
     run = trainer(plugin, **case.trainer())
     with pytest.raises(PrivacyConfigError) as refusal:
