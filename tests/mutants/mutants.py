@@ -485,10 +485,12 @@ ACCOUNTING_FAULTS = (
         "        event = self._budget.charge(self._step.number)  # before the gradient exists: a crash can only over-count\n"
         "        self._running_engine.noise_multiplier = event.noise_multiplier  # what is charged is what is added\n\n"
         "        def private_closure() -> Any:\n"
-        "            loss = closure()\n            self._finish_step(optimizer)\n",
-        "        def private_closure() -> Any:\n            loss = closure()\n"
-        "            number = self._step.number\n            self._finish_step(optimizer)\n"
-        "            self._budget.charge(number)\n",
+        "            with self._at_point():\n                loss = closure()\n"
+        "                self._run_further_batches(optimizer)\n            self._step.end()\n"
+        "            self._write_gradients()\n",
+        "        def private_closure() -> Any:\n            with self._at_point():\n                loss = closure()\n"
+        "                self._run_further_batches(optimizer)\n            number = self._step.number\n"
+        "            self._step.end()\n            self._write_gradients()\n            self._budget.charge(number)\n",
         "tests/strategies/test_budget.py::test_a_step_is_charged_before_its_gradient_exists",
     ),
     _mutant(

@@ -41,6 +41,9 @@ pytestmark = [
 ]
 
 
+USUAL = strategy
+
+
 @dataclass(frozen=True)
 class Case:
     """An offending set-up and two words its refusal must contain: the offence, and what to use instead."""
@@ -51,7 +54,7 @@ class Case:
     data: Callable[[], Any] = loader
     strategy: dict[str, Any] = field(default_factory=dict)
     trainer: Callable[[], dict[str, Any]] = dict
-    plugin: Callable[..., Any] = strategy
+    plugin: Callable[..., Any] = USUAL
 
 
 def through(layer: Callable[[], nn.Module]) -> Callable[[], LightningModule]:
@@ -349,7 +352,7 @@ def test_no_row_hides_behind_another(row: Refusal) -> None:
     messages = []
     for name, case in ROWS:
         if name == row.name:
-            plugin = strategy(**case.strategy)
+            plugin = case.plugin(**case.strategy)
             subject = Subject(
                 trainer(plugin, **case.trainer()),
                 case.module(),
@@ -357,6 +360,7 @@ def test_no_row_hides_behind_another(row: Refusal) -> None:
                 "eps" in case.strategy,
                 splits="physical_batch_size" in case.strategy,
                 post_processing=tuple(case.strategy.get("post_processing", ())),
+                ascends=case.plugin is BAMStrategy,
             )
             messages.append(row.check(subject))
     assert any(messages)

@@ -57,6 +57,8 @@ def by_units(
     except PrivacyError:
         raise
     except Exception as error:  # whatever the module's own code raises for one unit's rows alone
+        if type(error).__module__ == "torch.utils.checkpoint":  # how activation checkpointing ends a repetition
+            raise
         raise PrivacyError(
             f"{name} cannot be run for one privacy unit alone with parameters of its own ({type(error).__name__}: {error}), "
             "which bias-aware minimisation needs. Replace or freeze it, or use DPStrategy."

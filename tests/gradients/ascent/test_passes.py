@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients import (
@@ -118,6 +119,39 @@ def assert_matches(name: str, clipping: ClippingName = "flat", ascent: Ascent = 
 @pytest.mark.parametrize("name", sorted({**net.LAYERS, **net.NETWORKS}))
 def test_matches_a_plain_loop_over_units(name: str) -> None:
     assert_matches(name)
+
+
+class Checkpointed(nn.Module):
+    """Blocks whose forward pass is repeated within the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.LayerNorm(6)), net.Functional()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
+
+
+def test_activation_checkpointing_repeats_the_second_pass_at_the_units_parameters() -> None:
+    torch.manual_seed(0)
+    module = Checkpointed().double()
+    x, y = torch.randn(5, 6, dtype=torch.float64), torch.linspace(-1, 1, 5, dtype=torch.float64)
+    truth = clipped_sum(truth_of(module, x, y), 1.0, "flat", layer_numbers(module))
+    with engine_on(module, 1.0) as engine:
+        mix(engine, lambda: squared_loss(module, x, y), 5)
+        assert relative_error(engine.clipped_sum(), truth) < 1e-5
+
+
+def test_frozen_parameters_are_not_moved() -> None:
+    module, x, y = built("cnn")
+    for name, p in module.named_parameters():
+        p.requires_grad_(name.startswith("4") or name.endswith("bias"))
+    truth = clipped_sum(truth_of(module, x, y), 1.0, "flat", layer_numbers(module))
+    with engine_on(module, 1.0) as engine:
+        mix(engine, lambda: squared_loss(module, x, y), len(x))
+        assert relative_error(engine.clipped_sum(), truth) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["cnn", "tied", "tokens", "torch_transformer"])
