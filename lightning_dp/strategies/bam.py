@@ -31,6 +31,7 @@ from lightning_dp.gradients import (
     Randomness,
     UnitMap,
 )
+from lightning_dp.gradients.taps import uncompiled
 from lightning_dp.sampling import PrivacyUnit, UnitIds
 from lightning_dp.strategies.ascentcheck import AscentChecks, refuse_changed, versions
 from lightning_dp.strategies.base import PrivateTrainingStrategy
@@ -205,7 +206,8 @@ class BAMStrategy(PrivateTrainingStrategy):
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if self._repeats:
-            return ProcessStrategy.training_step(self, *args, **kwargs)
+            with uncompiled():
+                return ProcessStrategy.training_step(self, *args, **kwargs)
         if self._ascent is not None:
             self._first = FirstPass(args, kwargs, Randomness.capture(self.root_device), versions(args))
         return super().training_step(*args, **kwargs)

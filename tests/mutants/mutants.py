@@ -696,14 +696,9 @@ ASCENT_FAULTS = (
         f"{PASSES}::test_the_quadratic_has_its_closed_form",
     ),
     _mutant(
-        "a unit whose first gradient is not finite moves the others", f"{ASCENT}/passes.py",
-        "kept = {p: [use.keep(self._finite) for use in uses] for p, uses in kept.items()}", "pass",
-        f"{PASSES}::test_one_unit_moves_the_sum_by_at_most_the_bound",
-    ),
-    _mutant(
         "a unit whose first gradient is not finite counts by its second", f"{ASCENT}/passes.py",
         'norms[parameter] = torch.where(finite, squares, squares.new_full((), float("inf")))', "norms[parameter] = squares",
-        f"{PASSES}::test_one_unit_moves_the_sum_by_at_most_the_bound",
+        f"{PASSES}::test_a_unit_whose_first_gradient_alone_is_not_finite_is_dropped",
     ),
     _mutant(
         "the second pass draws other random numbers", BAM,

@@ -24,7 +24,19 @@ from lightning_dp.gradients.ascent.layers import LINEAR_LAYERS, Moved
 from lightning_dp.gradients.rules.linear import linear_rule
 from lightning_dp.strategies.base import CHECKPOINT_KEY
 from tests.gradients.ascent.test_passes import mixed_by_hand
-from tests.strategies.helpers import CLASSES, FEATURES, Tiny, dataset, fit, flat, hooks, loader, strategy, trainer
+from tests.strategies.helpers import (
+    CLASSES,
+    FEATURES,
+    Tiny,
+    dataset,
+    fit,
+    flat,
+    hooks,
+    loader,
+    network,
+    strategy,
+    trainer,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")
 
@@ -146,6 +158,15 @@ def test_both_passes_draw_the_same_numbers_and_the_second_logs_nothing(physical:
     sizes = module.sizes[0::2]
     mean = sum(a * n for a, n in zip(first, sizes, strict=True)) / sum(sizes)
     assert float(run.callback_metrics["train_loss_epoch"]) == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_compiled_network_runs_uncompiled_in_both_passes() -> None:
+    runs = []
+    for net in (network(), torch.compile(network(), backend="eager")):
+        module = Tiny(net=net)
+        fit(module, bam(radius=0.5, **EXACT), max_epochs=1)
+        runs.append(flat(module))
+    torch.testing.assert_close(runs[0], runs[1])
 
 
 def test_the_network_is_left_as_it_was_found() -> None:

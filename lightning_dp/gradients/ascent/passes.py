@@ -102,7 +102,8 @@ class TwoPasses:
             norms, kept = backward.finish()
             self._finite = torch.isfinite(torch.stack(list(norms.values())).sum(0))
             if not bool(self._finite.all()):
-                # Exact zeros, so that nothing that is not finite can reach another unit through a product.
+                # Exact zeros, so that nothing that is not finite can reach another unit, whatever a kernel that works on
+                # several units at once does with it.
                 kept = {p: [use.keep(self._finite) for use in uses] for p, uses in kept.items()}
             self._first = norms, kept
 

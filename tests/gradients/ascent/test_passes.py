@@ -336,6 +336,26 @@ def test_a_unit_whose_second_gradient_alone_overflows_is_dropped() -> None:
         assert float(engine.clipped_sum()[0]) == pytest.approx(0.5 + 0.5 * math.exp(0.1), rel=1e-6)
 
 
+def test_a_unit_whose_first_gradient_alone_is_not_finite_is_dropped() -> None:
+    module, x, y = built("mlp")
+    first = x.clone()
+    first[1] = math.nan
+    sums = []
+    for rows in ([0, 1, 2], [0, 2]):
+        with engine_on(module, 0.5) as engine:
+            with engine.mixing(len(rows), ASCENT) as passes:
+                loss = squared_loss(module, first[rows], y[rows])
+                with passes.first():
+                    loss.backward()
+                with passes.again():
+                    loss = squared_loss(module, x[rows], y[rows])
+                    with passes.second():
+                        loss.backward()
+            sums.append(engine.clipped_sum())
+            assert engine.dropped_units == len(rows) - 2
+    assert relative_error(*sums) < 1e-9
+
+
 def test_the_noise_is_that_of_the_bound() -> None:
     """20 000 coordinates of std sigma C / B, within 5 standard errors (6e-7)."""
     torch.manual_seed(0)
