@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import TracebackType
@@ -14,12 +14,11 @@ from torch.utils.checkpoint import CheckpointError
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients.adaptive import AdaptiveThreshold
-from lightning_dp.gradients.ascent import Ascent, TwoPasses
+from lightning_dp.gradients.ascent import Ascent, Gradients, TwoPasses
 from lightning_dp.gradients.backward import BackwardPass
 from lightning_dp.gradients.bias import BiasProbe
 from lightning_dp.gradients.borrowed import readers
 from lightning_dp.gradients.clipping import Clipping
-from lightning_dp.gradients.contributions import Contribution
 from lightning_dp.gradients.flat import group_sums, same_kind, views
 from lightning_dp.gradients.memory import Memory
 from lightning_dp.gradients.noise import NoiseSource
@@ -32,10 +31,6 @@ __all__ = ("GradientEngine", "LossReduction")
 
 LossReduction = Literal["mean", "sum"]
 Arithmetic = Callable[[], AbstractContextManager[None]]
-Norms = Mapping[nn.Parameter, Tensor]
-"""Squared norms ``(U,)`` of each parameter's units."""
-Kept = Mapping[nn.Parameter, Sequence[Contribution]]
-"""What each parameter's units contribute."""
 
 
 class GradientEngine:
@@ -201,7 +196,7 @@ class GradientEngine:
                 yield
             backward.refuse_empty()
             with torch.no_grad(), strict():
-                self._add(*backward.finish(), units, weights)
+                self._add(backward.finish(), units, weights)
 
     @contextmanager
     def mixing(self, num_units: int | UnitMap, ascent: Ascent, weights: Tensor | None = None) -> Iterator[TwoPasses]:
@@ -230,7 +225,7 @@ class GradientEngine:
             )
             yield passes
             with torch.no_grad(), strict():
-                self._add(*passes.mixed(), units, weights, passes.plain())
+                self._add(passes.mixed(), units, weights, passes.plain())
 
     @contextmanager
     def _physical_batch(self, units: UnitMap, weights: Tensor | None) -> Iterator[Arithmetic]:
@@ -326,10 +321,11 @@ class GradientEngine:
         return self._taps.parameters[0].device
 
     def _add(
-        self, norms: Norms, kept: Kept, units: UnitMap, weights: Tensor | None, plain: tuple[Norms, Kept] | None = None
+        self, gradients: Gradients, units: UnitMap, weights: Tensor | None, plain: Gradients | None = None
     ) -> None:
         """Clips and adds: the one place where units' gradients, however they were come by, enter the sum."""
         self._bound = max(self._bound, self.clipping.sensitivity)
+        norms, kept = gradients
         self._buffers()
         group, num_groups = self.clipping.groups(self.module, self.trainable())
         if not norms.keys() <= group.keys():
@@ -355,7 +351,7 @@ class GradientEngine:
                 usable = contribution if everything_finite else contribution.keep(finite)
                 usable.add_weighted_sum(coefficients[group[parameter]], self._sums[parameter])
         if self.probe is not None:
-            self.probe.observe(*(plain or (norms, kept)), scale, weights, self._bound)
+            self.probe.observe(*(plain or gradients), scale, weights, self._bound)
 
     def _refuse_leaks(self) -> None:
         untapped = self._taps.untapped()

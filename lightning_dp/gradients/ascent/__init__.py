@@ -7,7 +7,7 @@ the unit's own parameters give, and the layer rules read the new gradient from t
 
 from __future__ import annotations
 
-from lightning_dp.gradients.ascent.passes import Ascent, TwoPasses
+from lightning_dp.gradients.ascent.passes import Ascent, Gradients, TwoPasses
 from lightning_dp.gradients.ascent.shift import Shift, ShiftedCall
 
-__all__ = ("Ascent", "Shift", "ShiftedCall", "TwoPasses")
+__all__ = ("Ascent", "Gradients", "Shift", "ShiftedCall", "TwoPasses")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightning_dp.gradients.backward import BackwardPass
     from lightning_dp.gradients.taps import Taps
 
-__all__ = ("Ascent", "TwoPasses")
+__all__ = ("Ascent", "Gradients", "TwoPasses")
 
 Gradients = tuple[Mapping[nn.Parameter, Tensor], Mapping[nn.Parameter, Sequence[Contribution]]]
 """Squared norms ``(U,)`` and contributions of each parameter."""
