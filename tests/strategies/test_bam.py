@@ -169,6 +169,26 @@ def test_a_compiled_network_runs_uncompiled_in_both_passes() -> None:
     torch.testing.assert_close(runs[0], runs[1])
 
 
+@pytest.mark.parametrize("direction", ["unit", "previous"])
+def test_an_adapting_bound_follows_the_gradients_that_are_clipped(direction: str) -> None:
+    bounds = []
+    for physical in (None, 5):
+        run = fit(
+            Tiny(), bam(direction=direction, clipping="adaptive", physical_batch_size=physical, **EXACT), max_epochs=1
+        )
+        bounds.append(run.strategy.clipping.max_grad_norm)
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-6)
+    assert bounds[0] != 0.3
+
+
+def test_mixed_precision_trains() -> None:
+    module = Tiny()
+    before = flat(module)
+    fit(module, bam(), precision="bf16-mixed", max_epochs=1)
+    assert bool(torch.isfinite(flat(module)).all())
+    assert not torch.equal(flat(module), before)
+
+
 def test_the_network_is_left_as_it_was_found() -> None:
     module = Tiny()
     names = list(module.state_dict())
