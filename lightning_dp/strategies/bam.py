@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_dp import _compat
-from lightning_dp.accounting import Schedule
+from lightning_dp.accounting import Schedule, Target
 from lightning_dp.accounting.accountants import AccountantName
 from lightning_dp.accounting.events import Sampling
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
@@ -82,6 +82,7 @@ class BAMStrategy(PrivateTrainingStrategy):
             of the plain gradients, the bound on it, and the cosine between the two. They are computed from private data
             without noise, and no eps covers them.
         noise_multiplier: as in :class:`DPStrategy`.
+        risk: as in :class:`DPStrategy`.
         max_grad_norm: as in :class:`DPStrategy`.
         accountant: as in :class:`DPStrategy`.
         noise_multiplier_schedule: as in :class:`DPStrategy`.
@@ -126,6 +127,7 @@ class BAMStrategy(PrivateTrainingStrategy):
         direction: Direction = "unit",
         log_bias_not_private: bool = False,
         noise_multiplier: float | None = None,
+        risk: Target | None = None,
         max_grad_norm: float | dict[str, float] = 1.0,
         accountant: AccountantName = "pld",
         noise_multiplier_schedule: Schedule | None = None,
@@ -160,7 +162,7 @@ class BAMStrategy(PrivateTrainingStrategy):
             )
         super().__init__(
             "dp_bam" if direction == "unit" else "dp_sat",
-            Budget(eps, delta, noise_multiplier, accountant, noise_multiplier_schedule),
+            Budget(eps, delta, noise_multiplier, accountant, noise_multiplier_schedule, risk),
             clipping_of(max_grad_norm, clipping),
             sampling=sampling,
             physical_batch_size=physical_batch_size,
