@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import loss_of
-from lightning_dp.gradients import Clipping, GradientEngine
+from lightning_dp.gradients import Ascent, Clipping, GradientEngine
+from lightning_dp.strategies.previous import PreviousAscent
 
 __all__ = ("CONTENDERS", "Step")
 
@@ -41,6 +42,43 @@ def lightning_dp(model: nn.Module, x: Tensor, y: Tensor) -> Step:
         optimizer.zero_grad(set_to_none=True)
         engine.backward(loss_of(model(x), y), len(x))
         engine.write_gradients()
+        optimizer.step()
+
+    return step
+
+
+def bam(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    """Bias-aware minimisation: a second pass at a point of each unit's own."""
+    optimizer, ascent = _optimizer(model), Ascent()
+    engine = GradientEngine(model, Clipping(BOUND), noise_multiplier=NOISE, expected_batch_size=len(x))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with engine.mixing(len(x), ascent) as passes:
+            loss = loss_of(model(x), y)
+            with passes.first():
+                loss.backward()
+            with passes.again():
+                loss = loss_of(model(x), y)
+                with passes.second():
+                    loss.backward()
+        engine.write_gradients()
+        optimizer.step()
+
+    return step
+
+
+def dp_sat(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    """One pass at a point along the last private gradient."""
+    optimizer, previous = _optimizer(model), PreviousAscent(0.05)
+    engine = GradientEngine(model, Clipping(BOUND), noise_multiplier=NOISE, expected_batch_size=len(x))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with previous.applied():
+            engine.backward(loss_of(model(x), y), len(x))
+        engine.write_gradients()
+        previous.remember(engine.trainable())
         optimizer.step()
 
     return step
@@ -126,6 +164,8 @@ def fastdp(model: nn.Module, x: Tensor, y: Tensor) -> Step:
 CONTENDERS: dict[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
     "plain": plain,
     "lightning_dp": lightning_dp,
+    "bam": bam,
+    "dp_sat": dp_sat,
     "opacus": opacus,
     "opacus_ghost": opacus_ghost,
     "vmap_grad": vmap_grad,

@@ -153,7 +153,8 @@ def markdown(result: dict[str, object]) -> str:
             if "ratio" not in row:
                 cells.append("does not run")
             elif name == "plain":
-                cells.append(f"{row['milliseconds']:.1f} ms, {row['peak_mib']:.0f} MiB")
+                memory = f", {row['peak_mib']:.0f} MiB" if row["peak_mib"] else ""
+                cells.append(f"{row['milliseconds']:.1f} ms{memory}")
             else:
                 memory = f" ({row['peak_mib'] / rows['plain']['peak_mib']:.2f})" if row["peak_mib"] else ""
                 cells.append(f"{row['ratio']:.2f}{memory}")

@@ -11,7 +11,7 @@ from lightning_dp.callbacks import PrivacyAccountant
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.inspection import inspect
 from lightning_dp.models import replace_batch_norm
-from lightning_dp.strategies import DPStrategy
+from lightning_dp.strategies import BAMStrategy, DPStrategy
 
 try:
     __version__ = version("lightning-dp")
@@ -19,6 +19,7 @@ except PackageNotFoundError:  # run from a source tree that was not installed
     __version__ = "0+unknown"
 
 __all__ = (
+    "BAMStrategy",
     "DPStrategy",
     "MembershipRisk",
     "PrivacyAccountant",
@@ -36,4 +37,8 @@ __all__ = (
 if "dp_sgd" not in StrategyRegistry:
     StrategyRegistry.register(
         "dp_sgd", DPStrategy, "DP-SGD with the default budget eps = 8 at delta = 1/(10 n)", eps=8.0
+    )
+if "dp_bam" not in StrategyRegistry:
+    StrategyRegistry.register(
+        "dp_bam", BAMStrategy, "bias-aware minimisation with the default budget eps = 8 at delta = 1/(10 n)", eps=8.0
     )

@@ -6,7 +6,8 @@ When a Lightning release moves one of them, this file is what changes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from typing_extensions import override
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ __all__ = (
     "init_process_group",
     "move_optimizers",
     "names_logged_in_training",
+    "nothing_logged",
     "process_group_is_ready",
     "reduce_over_ranks",
     "set_logged_batch",
@@ -86,9 +89,9 @@ def init_process_group(
     return backend
 
 
-def call_strategy_hook(trainer: Trainer, name: str, *args: Any) -> Any:
+def call_strategy_hook(trainer: Trainer, name: str, *args: Any, **kwargs: Any) -> Any:
     """Calls a strategy hook as the loop does, so that ``self.log`` inside it knows where it is."""
-    return call._call_strategy_hook(trainer, name, *args)
+    return call._call_strategy_hook(trainer, name, *args, **kwargs)
 
 
 def transfer_batch(module: LightningModule, batch: Any, device: torch.device) -> Any:
@@ -102,6 +105,19 @@ def set_logged_batch(trainer: Trainer, batch: Any) -> None:
     results = trainer._results
     if results is not None:
         results.batch, results.batch_size = batch, None
+
+
+@contextmanager
+def nothing_logged(trainer: Trainer) -> Iterator[None]:
+    """Within the block, what ``self.log`` receives in the training loop is forgotten."""
+    loop = trainer.fit_loop.epoch_loop
+    kept = loop._results
+    loop._results = _ResultCollection(training=True)
+    loop._results.batch, loop._results.batch_size = kept.batch, kept.batch_size
+    try:
+        yield
+    finally:
+        loop._results = kept
 
 
 def names_logged_in_training(trainer: Trainer) -> set[str]:

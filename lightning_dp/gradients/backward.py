@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients.contributions import Contribution, joint_squared_norms
 from lightning_dp.gradients.generic import generic_rule, mixed_call_rule
 from lightning_dp.gradients.memory import Memory
@@ -45,6 +46,8 @@ class BackwardPass:
     ) -> None:
         self.taps, self.units, self.dtype, self.memory = taps, units, dtype, memory
         self._arithmetic = arithmetic
+        self.norms_wanted = True
+        """Switched off where only the contributions are wanted, to be mixed with others before any norm."""
         self._uses: dict[nn.Parameter, list[Contribution]] = {}
         self._norms: dict[nn.Parameter, Tensor] = {}
         self._later: list[tuple[Record, UnitMap]] = []
@@ -68,12 +71,26 @@ class BackwardPass:
             )  # fmt: skip
             self._add(record, record.rule(call))
 
-    def finish(self) -> tuple[Mapping[nn.Parameter, Tensor], Mapping[nn.Parameter, Sequence[Contribution]]]:
-        """The squared norms ``(U,)`` of each parameter's units, and the contributions to sum."""
+    def refuse_empty(self) -> None:
+        """Raises PrivacyError if the pass reached no trainable layer."""
+        if self.empty:
+            raise PrivacyError(
+                "the backward pass reached no trainable layer, so the loss does not depend on the network's "
+                "parameters. Return the loss of the batch from training_step, computed with gradients enabled."
+            )
+
+    def contributions(self) -> Mapping[nn.Parameter, Sequence[Contribution]]:
+        """What every use of every parameter contributed."""
         with self._arithmetic():
             for record, units in self._later:
                 self._add(record, self._generic(record, units))
             self._later.clear()
+        return self._uses
+
+    def finish(self) -> tuple[Mapping[nn.Parameter, Tensor], Mapping[nn.Parameter, Sequence[Contribution]]]:
+        """The squared norms ``(U,)`` of each parameter's units, and the contributions to sum."""
+        self.contributions()
+        with self._arithmetic():
             kept: dict[nn.Parameter, Sequence[Contribution]] = {}
             for parameter, uses in self._uses.items():
                 kept[parameter] = uses
@@ -89,7 +106,7 @@ class BackwardPass:
             parameter = record.trainable[name]
             uses = self._uses.setdefault(parameter, [])
             uses.append(contribution)
-            if self.taps.uses[parameter] == 1 and len(uses) == 1:
+            if self.norms_wanted and self.taps.uses[parameter] == 1 and len(uses) == 1:
                 self._norms[parameter] = self._norm_of(contribution)
 
     def _norm_of(self, contribution: Contribution) -> Tensor:

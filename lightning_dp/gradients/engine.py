@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Literal
 
@@ -13,9 +14,12 @@ from torch.utils.checkpoint import CheckpointError
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients.adaptive import AdaptiveThreshold
+from lightning_dp.gradients.ascent import Ascent, Gradients, TwoPasses
 from lightning_dp.gradients.backward import BackwardPass
+from lightning_dp.gradients.bias import BiasProbe
 from lightning_dp.gradients.borrowed import readers
 from lightning_dp.gradients.clipping import Clipping
+from lightning_dp.gradients.flat import group_sums, same_kind, views
 from lightning_dp.gradients.memory import Memory
 from lightning_dp.gradients.noise import NoiseSource
 from lightning_dp.gradients.precision import arithmetic
@@ -26,6 +30,7 @@ from lightning_dp.gradients.units import UnitMap
 __all__ = ("GradientEngine", "LossReduction")
 
 LossReduction = Literal["mean", "sum"]
+Arithmetic = Callable[[], AbstractContextManager[None]]
 
 
 class GradientEngine:
@@ -105,6 +110,8 @@ class GradientEngine:
         self.noise_multiplier, self.expected_batch_size = float(noise_multiplier), float(expected_batch_size)
         self.loss_reduction = loss_reduction
         self.noise = NoiseSource() if noise is None else noise
+        self.probe: BiasProbe | None = None
+        """Set to measure what clipping does to the sum. What it finds is not private."""
         self.dropped_units = 0
         """Units left out because their gradient was not finite. A private number: do not publish it."""
         self._memory = Memory(memory_limit)
@@ -184,24 +191,62 @@ class GradientEngine:
                 rows cannot be assigned to units.
         """
         units = num_units if isinstance(num_units, UnitMap) else UnitMap(num_units)
+        with self._physical_batch(units, weights) as strict:
+            with self._collecting(units, strict) as backward:
+                yield
+            backward.refuse_empty()
+            with torch.no_grad(), strict():
+                self._add(backward.finish(), units, weights)
+
+    @contextmanager
+    def mixing(self, num_units: int | UnitMap, ascent: Ascent, weights: Tensor | None = None) -> Iterator[TwoPasses]:
+        """Privatises bias-aware gradients: one ordinary pass, and one at a point of each unit's own; see :class:`Ascent`.
+
+        Inside the block, with a network that draws the same random numbers both times::
+
+            with engine.mixing(units, ascent) as passes:
+                with passes.first():
+                    loss.backward()
+                with passes.again():
+                    loss = step()
+                    with passes.second():
+                        loss.backward()
+
+        Several blocks add up, as those of :meth:`recording`, whose arguments these are. The gradients of the batch's units are
+        held, for convolutions and small parameters one by one: bound U by physical batches.
+
+        Raises:
+            PrivacyError: as :meth:`recording`; and for layers that cannot be run with parameters of each unit's own.
+        """
+        units = num_units if isinstance(num_units, UnitMap) else UnitMap(num_units)
+        with self._physical_batch(units, weights) as strict:
+            passes = TwoPasses(
+                self._taps, units, ascent, self._memory, strict, partial(self._collecting, units, strict)
+            )
+            yield passes
+            with torch.no_grad(), strict():
+                self._add(passes.mixed(), units, weights, passes.plain())
+
+    @contextmanager
+    def _physical_batch(self, units: UnitMap, weights: Tensor | None) -> Iterator[Arithmetic]:
+        """Around everything that is done for one physical batch: what is held ends with it."""
         _check_weights(weights, units)
         _check_expected(self._taps.expected, units)
-        device = self._device()
-        strict = arithmetic(device.type)
-        backward = BackwardPass(self._taps, units, self._accumulation_dtype(), self._memory, strict)
         self._memory.begin(self._taps.recorded_bytes())
+        try:
+            yield arithmetic(self._device().type)
+        finally:
+            self._memory.end()
+
+    @contextmanager
+    def _collecting(self, units: UnitMap, strict: Arithmetic) -> Iterator[BackwardPass]:
+        """Around one backward pass: its records go to the pass that is returned, and nothing goes past it."""
+        backward = BackwardPass(self._taps, units, self._accumulation_dtype(), self._memory, strict)
         self._taps.receive = backward.receive
         try:
-            yield
+            yield backward
             self._taps.receive = None
             self._refuse_leaks()
-            if backward.empty:
-                raise PrivacyError(
-                    "the backward pass reached no trainable layer, so the loss does not depend on the network's "
-                    "parameters. Return the loss of the batch from training_step, computed with gradients enabled."
-                )
-            with torch.no_grad(), strict():
-                self._add(backward, units, weights)
         except CheckpointError as error:
             raise PrivacyError(
                 "activation checkpointing repeated a part of the network otherwise than it ran first, most likely because a "
@@ -211,7 +256,6 @@ class GradientEngine:
         finally:
             self._taps.receive = None
             self._taps.clear()
-            self._memory.end()
 
     def clipped_sum(self) -> list[Tensor]:
         """The sum of clipped gradients so far, one tensor for each of :meth:`trainable`. *Not* private."""
@@ -236,7 +280,7 @@ class GradientEngine:
             self.noise.add_(flat[start:stop], self.gradient_noise_multiplier * sensitivity)
             total = flat if reduce is None else reduce(flat)
             total.div_(self.expected_batch_size)
-            for parameter, gradient in zip(group, _views(total, group), strict=True):
+            for parameter, gradient in zip(group, views(total, group), strict=True):
                 parameter.grad = gradient
         if self.threshold is not None:
             self.clipping = self.threshold.release(
@@ -250,6 +294,8 @@ class GradientEngine:
         self._bound = 0.0
         if self.threshold is not None:
             self.threshold.forget()
+        if self.probe is not None:
+            self.probe.forget()
         self._taps.uses.clear()
         self._taps.generation += 1
 
@@ -262,10 +308,10 @@ class GradientEngine:
         trainable = self.trainable()
         if not self._flat or len(self._sums) != len(trainable) or any(p not in self._sums for p in trainable):
             before, self._flat, self._sums = self._sums, [], {}
-            for group in _same_kind(trainable):
+            for group in same_kind(trainable):
                 flat = group[0].new_zeros(sum(p.numel() for p in group), requires_grad=False)
                 self._flat.append((group, flat))
-                self._sums.update(zip(group, _views(flat, group), strict=True))
+                self._sums.update(zip(group, views(flat, group), strict=True))
             for parameter, total in before.items():
                 if parameter in self._sums:
                     self._sums[parameter].copy_(total)
@@ -274,9 +320,12 @@ class GradientEngine:
     def _device(self) -> torch.device:
         return self._taps.parameters[0].device
 
-    def _add(self, backward: BackwardPass, units: UnitMap, weights: Tensor | None) -> None:
+    def _add(
+        self, gradients: Gradients, units: UnitMap, weights: Tensor | None, plain: Gradients | None = None
+    ) -> None:
+        """Clips and adds: the one place where units' gradients, however they were come by, enter the sum."""
         self._bound = max(self._bound, self.clipping.sensitivity)
-        norms, kept = backward.finish()
+        norms, kept = gradients
         self._buffers()
         group, num_groups = self.clipping.groups(self.module, self.trainable())
         if not norms.keys() <= group.keys():
@@ -284,7 +333,7 @@ class GradientEngine:
                 "the loss gives a gradient to parameters beside those that this backward pass is for. Freeze them "
                 "(self.toggle_optimizer in a LightningModule) before the forward pass, and not after it."
             )
-        squares = _group_sums([(group[parameter], norm) for parameter, norm in norms.items()], num_groups)
+        squares = group_sums([(group[parameter], norm) for parameter, norm in norms.items()], num_groups)
         # A mean over U units scales each unit's gradient by 1/U. U is private: undo it before the bound is applied.
         scale = units.loss_scale(self.loss_reduction)
         scale = scale.to(squares) if isinstance(scale, Tensor) else scale
@@ -301,6 +350,8 @@ class GradientEngine:
             for contribution in summands:
                 usable = contribution if everything_finite else contribution.keep(finite)
                 usable.add_weighted_sum(coefficients[group[parameter]], self._sums[parameter])
+        if self.probe is not None:
+            self.probe.observe(*(plain or gradients), scale, weights, self._bound)
 
     def _refuse_leaks(self) -> None:
         untapped = self._taps.untapped()
@@ -347,27 +398,3 @@ def _check_expected(expected: UnitMap | None, units: UnitMap) -> None:
             f"the forward pass was announced for {expected.counts()}, but its backward pass is on {units.counts()}: which "
             "layers work on samples was decided by the former. Call expect() before each forward pass."
         )
-
-
-def _group_sums(norms: Sequence[tuple[int, Tensor]], num_groups: int) -> Tensor:
-    """Squared norms ``(G, U)`` of each clipping group from those of its parameters."""
-    if num_groups == 1:
-        return torch.stack([norm for _, norm in norms]).sum(0, keepdim=True)
-    total = norms[0][1].new_zeros(num_groups, norms[0][1].shape[0])
-    for group, norm in norms:
-        total[group] += norm
-    return total
-
-
-def _views(flat: Tensor, group: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Consecutive parts of a flat tensor in the parameters' shapes."""
-    parts = torch.split(flat, [p.numel() for p in group])
-    return [part.view(p.shape) for part, p in zip(parts, group, strict=True)]
-
-
-def _same_kind(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters grouped by device and dtype, in order: one flat buffer, one noise call, one reduction for each."""
-    groups: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
-    for parameter in parameters:
-        groups.setdefault((parameter.device, parameter.dtype), []).append(parameter)
-    return list(groups.values())

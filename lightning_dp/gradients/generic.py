@@ -21,9 +21,10 @@ from lightning_dp.gradients.contributions import CHUNK_ELEMENTS, Contribution, P
 from lightning_dp.gradients.replay import reproduces
 from lightning_dp.gradients.units import UnitMap
 
-__all__ = ("generic_rule", "mixed_call_rule")
+__all__ = ("Repeat", "attributes_kept", "generic_rule", "mixed_call_rule", "repeated_call", "repeated_module")
 
 Repeat = Callable[[Mapping[str, Tensor], Any], tuple[Tensor, ...]]
+"""From parameters by name, and inputs, to the floating-point outputs."""
 
 
 def generic_rule(
@@ -50,14 +51,29 @@ def generic_rule(
     Raises:
         PrivacyError: if repeating the call does not reproduce the recorded output.
     """
+    with attributes_kept(module):
+        return _per_unit(repeated_module(module), parameters, inputs, outputs, grads, units, name)
+
+
+def repeated_module(module: nn.Module) -> Repeat:
+    """The module as a function of its parameters and of ``(args, kwargs)``, returning its floating-point outputs."""
 
     def repeat(values: Mapping[str, Tensor], unit_inputs: Any) -> tuple[Tensor, ...]:
         args, kwargs = unit_inputs
         result = torch.func.functional_call(module, dict(values), args, kwargs)
         return tuple(t for t in tensors_in(result) if t.is_floating_point())
 
-    with _attributes_kept(module):
-        return _per_unit(repeat, parameters, inputs, outputs, grads, units, name)
+    return repeat
+
+
+def repeated_call(call: MixedCall, rows: int, fold: int) -> Repeat:
+    """A function call as a function of the bare parameters in it, for ``fold`` of its ``rows`` rows."""
+
+    def repeat(values: Mapping[str, Tensor], unit_inputs: Any) -> tuple[Tensor, ...]:
+        args, kwargs = _evaluate(unit_inputs, values, rows, fold)
+        return (call.func(*args, **kwargs),)
+
+    return repeat
 
 
 def mixed_call_rule(
@@ -71,12 +87,9 @@ def mixed_call_rule(
         )
     rows, fold = output.shape[0], units.by_unit(output.detach(), name).shape[1]
     needed = {source: parameters[source] for source in call.sources()}
-
-    def repeat(values: Mapping[str, Tensor], unit_inputs: Any) -> tuple[Tensor, ...]:
-        args, kwargs = _evaluate(unit_inputs, values, rows, fold)
-        return (call.func(*args, **kwargs),)
-
-    return _per_unit(repeat, needed, (call.args, dict(call.kwargs)), (output,), (grad,), units, name)
+    return _per_unit(
+        repeated_call(call, rows, fold), needed, (call.args, dict(call.kwargs)), (output,), (grad,), units, name
+    )
 
 
 def _per_unit(
@@ -155,7 +168,7 @@ def _vectorised(
 
 
 @contextmanager
-def _attributes_kept(module: nn.Module) -> Iterator[None]:
+def attributes_kept(module: nn.Module) -> Iterator[None]:
     """Puts back what a repeated forward pass keeps on the module: a weight computed by a hook, an attention map.
 
     Inside ``vmap`` these are tensors that nothing outside can use, copy or save.

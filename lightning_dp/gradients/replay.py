@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ("RandomState", "reproduces")
+__all__ = ("RandomState", "Randomness", "reproduces")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,33 @@ class RandomState:
             if self.accelerator is not None:
                 torch.cuda.set_rng_state(self.accelerator, self.device)
             yield
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """The state of every generator that a training step may draw from: PyTorch's, NumPy's and Python's own."""
+
+    torch_state: RandomState
+    numpy_state: Any
+    python_state: Any
+
+    @classmethod
+    def capture(cls, device: torch.device) -> Randomness:
+        """The state now."""
+        return cls(RandomState.capture(device), np.random.get_state(), random.getstate())
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Within the block the same numbers are drawn again; afterwards the generators go on as if nothing had been."""
+        numpy_state, python_state = np.random.get_state(), random.getstate()
+        try:
+            np.random.set_state(self.numpy_state)
+            random.setstate(self.python_state)
+            with self.torch_state.replayed():
+                yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
 
 
 def reproduces(result: Tensor, recorded: Tensor, low_precision: bool = False) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_dp.errors import PrivacyError
+from lightning_dp.gradients.ascent.shift import Shift, ShiftedCall
 from lightning_dp.gradients.bare import (
     BareParameter,
     Expression,
@@ -127,6 +128,7 @@ class Taps:
         expected: the units of the forward pass that is coming, if they are known before it: layers that are called on what
             the whole batch shares can then be told from layers on samples, and followed.
         row_memory: what is known about the rows of each layer.
+        shift: moves what layers return to what each unit's own parameters give, in the second pass of an ascent.
     """
 
     def __init__(self, root: nn.Module, only: frozenset[nn.Parameter] | None = None) -> None:
@@ -138,6 +140,7 @@ class Taps:
         self._paused = False
         self.row_memory = RowMemory()
         self.expected: UnitMap | None = None
+        self.shift: Shift | None = None
         self._calls: Counter[str] = Counter()
         self._buffers: list[Tensor] = []
         self._constants: frozenset[int] = frozenset()
@@ -316,12 +319,22 @@ class Taps:
             self._follows = True
             followed = module_expression(module, site.prefix, swapped, inputs, running.expressions)
             return BareParameter.wrap(output, followed, self._owner(module))
-        inputs = ((args[0].detach(),), {}) if plain else map_tensors(inputs, lambda t: t.detach())
-        record = Record(site.label, module, swapped, inputs, (), (), site.rule, None, site.rows, random_state, call)
-        tapped = self._tap(record, tensors)
+        results: Sequence[Tensor] = tensors
+        recorded = True
+        if self.shift is not None:
+            results, recorded = self.shift.of_layer(
+                ShiftedCall(
+                    site.label, call, module, inputs, tensors, swapped, site.rule, site.rows, random_state,
+                    module in self.sequence_first,
+                )
+            )  # fmt: skip
+        if recorded:
+            inputs = ((args[0].detach(),), {}) if plain else map_tensors(inputs, lambda t: t.detach())
+            record = Record(site.label, module, swapped, inputs, (), (), site.rule, None, site.rows, random_state, call)
+            results = self._tap(record, results)
         if tensors[0] is output:
-            return tapped[0]
-        replaced = dict(zip(map(id, tensors), tapped, strict=True))
+            return results[0]
+        replaced = dict(zip(map(id, tensors), results, strict=True))
         return map_tensors(output, lambda t: replaced.get(id(t), t))
 
     def _is_shared(self, module: nn.Module, inputs: Any, running: _Running, output: Any, call: tuple[str, int]) -> bool:
@@ -369,9 +382,11 @@ class Taps:
             free = not result.requires_grad and result.dim() > 0
             if free and self.expected and self.row_memory.is_shared(name, call, result.shape[0], self.expected):
                 return None
+            trainable = {source: self._parameters[source] for source in mixed.sources()}
+            if self.shift is not None:
+                return self.shift.of_function(name, call, mixed, result, trainable)
             inputs = map_tensors((mixed.args, dict(mixed.kwargs)), _plain)
             mixed = MixedCall(mixed.func, inputs[0], inputs[1])
-            trainable = {source: self._parameters[source] for source in mixed.sources()}
             return self._tap(Record(name, module, trainable, inputs, (), (), None, mixed, call=call), [result])[0]
 
         own = frozenset(b.untyped_storage().data_ptr() for b in module.buffers(recurse=False) if b.numel())

@@ -148,6 +148,13 @@ class UnitMap:
         grouped[unit, slot] = tensor
         return grouped
 
+    def by_row(self, grouped: Tensor, num_rows: int, where: str = "a layer") -> Tensor:
+        """What :meth:`by_unit` grouped, row by row again: ``(U, K, ...)`` to ``(num_rows, ...)``."""
+        if self.rows is None:
+            return grouped.flatten(0, 1)
+        unit, slot, _ = self._slots(self.fold(num_rows, where), grouped.device)
+        return grouped[unit, slot]
+
     def per_row(self, values: Tensor, num_rows: int, where: str = "a layer") -> Tensor:
         """Spreads one value per unit ``(U,)`` over the rows it owns: ``(R,)``."""
         fold = self.fold(num_rows, where)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from lightning_dp.strategies.bam import BAMStrategy
 from lightning_dp.strategies.dp import DPStrategy
 from lightning_dp.strategies.refusals import REFUSALS, Refusal
 
-__all__ = ("REFUSALS", "DPStrategy", "Refusal")
+__all__ = ("REFUSALS", "BAMStrategy", "DPStrategy", "Refusal")

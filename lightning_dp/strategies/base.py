@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, get_args
 
@@ -53,7 +54,7 @@ from lightning_dp.strategies.manualcheck import check_manual_module
 from lightning_dp.strategies.messages import announcement, budget_is_spent, not_private, plan_exceeds_budget
 from lightning_dp.strategies.processes import Processes, ProcessStrategy
 from lightning_dp.strategies.refusals import Subject, refuse
-from lightning_dp.strategies.selfcheck import check_module
+from lightning_dp.strategies.selfcheck import Checks, check_module
 from lightning_dp.strategies.step import StepUnderWay
 
 __all__ = ("PrivateTrainingStrategy",)
@@ -278,6 +279,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
                 units_of=self._units_of,
                 row_memory=row_memory,
                 rows=self._rows,
+                checks=self._checks(),
             )
         if self._self_check and self._manual is not None:
             assert self._loader is not None
@@ -357,9 +359,9 @@ class PrivateTrainingStrategy(ProcessStrategy):
         if self._manual is not None:
             plain = partial(super().backward, closure_loss, optimizer, *args, **kwargs)
             return self._manual.backward(closure_loss, self._step, self._units, self._running_engine, plain)
+        run = super().backward
         weights = self._step.enter_backward()
-        with self._running_engine.recording(self._units, weights):
-            return super().backward(closure_loss, optimizer, *args, **kwargs)
+        return self._privatise(lambda loss: run(loss, optimizer, *args, **kwargs), closure_loss, weights)
 
     @override
     def optimizer_step(
@@ -371,8 +373,11 @@ class PrivateTrainingStrategy(ProcessStrategy):
         self._running_engine.noise_multiplier = event.noise_multiplier  # what is charged is what is added
 
         def private_closure() -> Any:
-            loss = closure()
-            self._finish_step(optimizer)
+            with self._at_point():
+                loss = closure()
+                self._run_further_batches(optimizer)
+            self._step.end()
+            self._write_gradients()
             return loss
 
         output = super().optimizer_step(optimizer, private_closure, model, **kwargs)
@@ -545,8 +550,27 @@ class PrivateTrainingStrategy(ProcessStrategy):
             draws = min(draws, -(-max(0, trainer.max_steps - trainer.global_step) // len(self.optimizers)))
         return draws
 
-    def _finish_step(self, optimizer: Optimizer) -> None:
-        """Runs the physical batches after the first, then turns the sum into the one private gradient."""
+    # What a mechanism may do otherwise than DP-SGD.
+
+    def _checks(self) -> Callable[..., Checks]:
+        """The self-check's kind."""
+        return Checks
+
+    def _privatise(self, run_backward: Callable[[Tensor], Tensor], loss: Tensor, weights: Tensor | None) -> Tensor:
+        """Adds the clipped gradients of the current physical batch, whose loss is there, to the engine's sum."""
+        with self._running_engine.recording(self._units, weights):
+            return run_backward(loss)
+
+    def _at_point(self) -> AbstractContextManager[None]:
+        """Around all passes of a step: the parameters at which its gradient is taken, themselves by default."""
+        return nullcontext()
+
+    def _write_gradients(self) -> None:
+        """Turns the sum into the one private gradient."""
+        self._running_engine.write_gradients(self.sum_over_ranks, (self.global_rank, self.world_size))
+
+    def _run_further_batches(self, optimizer: Optimizer) -> None:
+        """Runs the physical batches after the first."""
         for chunk, batch in enumerate(self._step.draw.rest, start=1):
             self._step.go_to(chunk)
             moved = self._transfer(batch)
@@ -554,8 +578,6 @@ class PrivateTrainingStrategy(ProcessStrategy):
             arguments = _step_arguments(self._module, moved, self._trainer.fit_loop.batch_idx)
             output = _compat.call_strategy_hook(self._trainer, "training_step", *arguments)
             self.backward(output["loss"] if isinstance(output, dict) else output, optimizer)
-        self._step.end()
-        self._running_engine.write_gradients(self.sum_over_ranks, (self.global_rank, self.world_size))
 
     def _transfer(self, batch: Any) -> Any:
         batch = self.precision_plugin.convert_input(batch)

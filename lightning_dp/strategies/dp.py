@@ -137,7 +137,7 @@ class DPStrategy(PrivateTrainingStrategy):
         super().__init__(
             "dp_sgd",
             Budget(eps, delta, noise_multiplier, accountant, noise_multiplier_schedule, risk),
-            _clipping(max_grad_norm, clipping),
+            clipping_of(max_grad_norm, clipping),
             sampling=sampling,
             physical_batch_size=physical_batch_size,
             loss_reduction=loss_reduction,
@@ -162,9 +162,10 @@ class DPStrategy(PrivateTrainingStrategy):
         )
 
 
-def _clipping(
+def clipping_of(
     max_grad_norm: float | Mapping[str, float], clipping: ClippingName | Literal["adaptive"] | AdaptiveClipping
 ) -> Clipping | AdaptiveThreshold:
+    """The bound that a strategy's two arguments describe, fixed or adapting."""
     config = AdaptiveClipping() if clipping == "adaptive" else clipping
     if not isinstance(config, AdaptiveClipping):
         return Clipping.of(max_grad_norm, config)

@@ -60,6 +60,7 @@ def check_module(
     units_of: Callable[[Any, UnitMap], UnitMap],
     row_memory: RowMemory,
     rows: UnitRows | None = None,
+    checks: Callable[..., Checks] | None = None,
 ) -> None:
     """Runs the three checks.
 
@@ -73,6 +74,7 @@ def check_module(
         units_of: the map of the rows of a batch, from the map of its samples.
         row_memory: learns, for the run to come, which kind of rows each layer sees.
         rows: which samples each unit owns; ``None`` where a unit is a sample.
+        checks: makes the :class:`Checks` of a mechanism that has more to check; ``None`` for these.
 
     Raises:
         PrivacyError: naming the module or the layer, and the fix.
@@ -85,12 +87,13 @@ def check_module(
         chosen = sorted({i * (n - 1) // 4 for i in range(5)})
         owned = [(unit,) for unit in chosen] if rows is None else _some_rows(rows, chosen)
         units = [[dataset[i] for i in indices] for indices in owned]
-        check = Checks(twin, units, collate, run_step, transfer, units_of, row_memory, loss_reduction)
+        check = (checks or Checks)(twin, units, collate, run_step, transfer, units_of, row_memory, loss_reduction)
         check.state_is_not_written()
         check.learn_rows()
         check.engine_matches_plain_backward()
         check.units_are_independent()
         check.kinds_of_rows_are_known(dataset)
+        check.mechanism_is_right()
 
 
 class Checks:
@@ -257,6 +260,9 @@ class Checks:
                 return
             if self.row_memory.would_help(units):
                 self.private_gradient_of(batch, units, [1.0])
+
+    def mechanism_is_right(self) -> None:
+        """What a mechanism adds to these checks; nothing for DP-SGD."""
 
     def loss(self, units: Sequence[int], seed: int = 0) -> Tensor:
         """The step's loss on a batch of some units, with the random numbers of ``seed``."""

@@ -25,7 +25,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_dp import DPStrategy, PrivacyConfigError
+from lightning_dp import BAMStrategy, DPStrategy, PrivacyConfigError
 from lightning_dp.sampling import why_not_private
 from lightning_dp.strategies import REFUSALS, Refusal
 from lightning_dp.strategies.refusals import Subject
@@ -41,6 +41,9 @@ pytestmark = [
 ]
 
 
+USUAL = strategy
+
+
 @dataclass(frozen=True)
 class Case:
     """An offending set-up and two words its refusal must contain: the offence, and what to use instead."""
@@ -51,6 +54,7 @@ class Case:
     data: Callable[[], Any] = loader
     strategy: dict[str, Any] = field(default_factory=dict)
     trainer: Callable[[], dict[str, Any]] = dict
+    plugin: Callable[..., Any] = USUAL
 
 
 def through(layer: Callable[[], nn.Module]) -> Callable[[], LightningModule]:
@@ -196,6 +200,10 @@ ROWS: list[tuple[str, Case]] = [
             strategy={"physical_batch_size": 4},
         ),
     ),
+    (
+        "manual_ascent",
+        Case("BAMStrategy", "automatic optimisation", manual, strategy={"noise_multiplier": 1.0}, plugin=BAMStrategy),
+    ),
     ("post_processing_names", Case("automatic_optimization=False", "drop", strategy={"post_processing": ["net.0"]})),
     (
         "post_processing_names",
@@ -315,7 +323,7 @@ CASES += [pytest.param(case, id=f"loader-{case.offence.replace(' ', '_')}") for 
 
 @pytest.mark.parametrize("case", CASES)
 def test_is_refused_before_anything_happens(case: Case, tmp_path: Path) -> None:
-    module, plugin = case.module(), strategy(**case.strategy)
+    module, plugin = case.module(), case.plugin(**case.strategy)
     before = [p if isinstance(p, nn.UninitializedParameter) else p.detach().clone() for p in module.parameters()]
     run = trainer(plugin, **case.trainer())
     with pytest.raises(PrivacyConfigError) as refusal:
@@ -344,7 +352,7 @@ def test_no_row_hides_behind_another(row: Refusal) -> None:
     messages = []
     for name, case in ROWS:
         if name == row.name:
-            plugin = strategy(**case.strategy)
+            plugin = case.plugin(**case.strategy)
             subject = Subject(
                 trainer(plugin, **case.trainer()),
                 case.module(),
@@ -352,6 +360,7 @@ def test_no_row_hides_behind_another(row: Refusal) -> None:
                 "eps" in case.strategy,
                 splits="physical_batch_size" in case.strategy,
                 post_processing=tuple(case.strategy.get("post_processing", ())),
+                ascends=case.plugin is BAMStrategy,
             )
             messages.append(row.check(subject))
     assert any(messages)

@@ -7,6 +7,7 @@ from lightning_dp.gradients.contributions.base import (
     Contribution,
     PerUnit,
     joint_squared_norms,
+    mixed,
     unit_chunks,
 )
 from lightning_dp.gradients.contributions.embedding_rows import EmbeddingRows
@@ -21,5 +22,6 @@ __all__ = (
     "PerUnit",
     "ProductSum",
     "joint_squared_norms",
+    "mixed",
     "unit_chunks",
 )

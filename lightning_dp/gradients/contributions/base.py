@@ -21,6 +21,7 @@ __all__ = (
     "Contribution",
     "PerUnit",
     "joint_squared_norms",
+    "mixed",
     "row_squares",
     "unit_chunks",
     "zero_outside",
@@ -61,6 +62,26 @@ class Contribution(ABC):
 
         A weight of zero is not enough for a unit that is not finite: 0 * inf is NaN and would reach every parameter.
         """
+
+    def all_units(self) -> Tensor:
+        """The gradients of all units, ``(U, *shape)``: as much memory as U copies of the parameter."""
+        return self.per_unit(0, self.num_units)
+
+    @property
+    def is_record(self) -> bool:
+        """Whether the gradients are kept as what they are computed from, and not themselves."""
+        return False
+
+    def scaled(self, factor: float) -> Contribution:
+        """The same with every gradient multiplied by ``factor``."""
+        return PerUnit(self.all_units() * factor)
+
+    def added_up(self, factor: float, others: Sequence[tuple[float, Contribution]]) -> Contribution:
+        """This times ``factor`` and others of the same parameter times theirs, built and held."""
+        total = self.all_units() * factor
+        for other_factor, other in others:
+            total.add_(other.all_units(), alpha=other_factor)
+        return PerUnit(total)
 
     def choose_route(self, memory: Memory) -> None:  # noqa: B027  (most forms have one way only)
         """Called once before the norms, where there is more than one way to have them."""
@@ -117,6 +138,26 @@ class PerUnit(Contribution):
         for other in others:
             total = total + other.per_unit(0, self.num_units)
         return PerUnit(total)
+
+
+def mixed(first: Sequence[Contribution], second: Sequence[Contribution], share: float) -> Contribution | None:
+    """``(1 - share) * (sum of first) + share * (sum of second)`` of one parameter, unit by unit, as one contribution.
+
+    Kept as a sum of outer products or table rows where all are; otherwise added up and held, so that the norm is taken of
+    exactly what is summed later. ``None`` if there is nothing to mix. What is in ``second`` is used up.
+    """
+    parts = [(share, c) for c in second if share] + [(1 - share, c) for c in first if share < 1]
+    if not parts:
+        return None
+    own, others = parts[0], parts[1:]
+    if not others:
+        return own[1].scaled(own[0])
+    if type(own[1]) is not PerUnit and all(type(c) is type(own[1]) for _, c in others):
+        scaled = [c.scaled(factor) for factor, c in parts if c.is_record]
+        merged = scaled[0].merged(scaled[1:]) if len(scaled) == len(parts) else None
+        if merged is not None:
+            return merged
+    return own[1].added_up(own[0], others)
 
 
 def joint_squared_norms(uses: Sequence[Contribution]) -> tuple[Tensor, Sequence[Contribution]]:

@@ -40,6 +40,15 @@ class EmbeddingRows(Contribution):
         scaled = rows * weights.to(rows.dtype)[unit].unsqueeze(1)
         return rows.new_zeros(self.shape).index_add_(0, index, scaled)
 
+    @property
+    @override
+    def is_record(self) -> bool:
+        return True
+
+    @override
+    def scaled(self, factor: float) -> Contribution:
+        return EmbeddingRows(self.index, self.b * factor, self.shape)
+
     @override
     def keep(self, mask: Tensor) -> Contribution:
         return EmbeddingRows(self.index, zero_outside(self.b, mask), self.shape)

@@ -95,6 +95,45 @@ class ProductSum(Contribution):
         self.add_weighted_sum(weights, out)
         return out
 
+    @property
+    @override
+    def is_record(self) -> bool:
+        return self.held is None
+
+    @override
+    def all_units(self) -> Tensor:
+        return self.in_shape(self.flat())
+
+    def flat(self) -> Tensor:
+        """The gradients of all units ``(U, G * p * d)``, in the order of :meth:`columns`."""
+        if self.held is None:
+            self.held = self._built()
+        return self.held
+
+    @override
+    def scaled(self, factor: float) -> Contribution:
+        if self.held is not None:  # the records are gone
+            return super().scaled(factor)
+        scaled = copy.copy(self)
+        scaled.b = self.b * factor
+        scaled.doubtful = scaled._bounds = None  # set again with the norms
+        return scaled
+
+    @override
+    def added_up(self, factor: float, others: Sequence[tuple[float, Contribution]]) -> Contribution:
+        total = self.flat().mul_(factor)  # its own buffer: what is mixed is used up
+        for other_factor, other in others:
+            if type(other) is type(self) and other.layout == self.layout:
+                total.add_(other.flat(), alpha=other_factor)
+            else:
+                self.in_shape(total).add_(other.all_units(), alpha=other_factor)
+        return HeldProducts(total, self)
+
+    @property
+    def layout(self) -> object:
+        """Two contributions of equal layout have their elements in the same order."""
+        return None
+
     @override
     def add_weighted_sum(self, weights: Tensor, out: Tensor) -> None:
         if out.dtype != self.b.dtype:
@@ -184,12 +223,15 @@ class ProductSum(Contribution):
             norms.append(a_gram.mul_(b_gram).view(units, -1).sum(1))
         return torch.cat(norms), _joined(found)
 
-    def _hold(self) -> Tensor:
+    def _built(self) -> Tensor:
         shape = (self.num_units, self.shape.numel())
         held = self.a.new_empty(shape) if self._memory is None else self._memory.buffer(shape, self.a)
         self.build(held)
-        self.held = held
-        return row_squares(held)
+        return held
+
+    def _hold(self) -> Tensor:
+        self.held = self._built()
+        return row_squares(self.held)
 
     def _stream(self) -> Tensor:
         norms = []
@@ -201,6 +243,36 @@ class ProductSum(Contribution):
     def _positions(self) -> Energies:
         columns = (self.columns(start, stop) for start, stop in self._chunks(1))
         return _joined([(energies(a), energies(b)) for a, b in columns])
+
+
+class HeldProducts(Contribution):
+    """Gradients that were built from sums of outer products, in their order of elements.
+
+    Args:
+        gradients: ``(U, G * p * d)``.
+        source: knows how they lie in the parameter's shape.
+    """
+
+    def __init__(self, gradients: Tensor, source: ProductSum) -> None:
+        self.gradients, self.source, self.shape = gradients, source, source.shape
+        self.num_units = gradients.shape[0]
+
+    @override
+    def per_unit(self, start: int, stop: int) -> Tensor:
+        return self.source.in_shape(self.gradients[start:stop])
+
+    @override
+    def squared_norms(self) -> Tensor:
+        return row_squares(self.gradients)
+
+    @override
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        total = torch.mv(self.gradients.t(), weights.to(self.gradients.dtype))
+        return self.source.in_shape(total.unsqueeze(0))[0]
+
+    @override
+    def keep(self, mask: Tensor) -> Contribution:
+        return HeldProducts(zero_outside(self.gradients, mask), self.source)
 
 
 def resolution(length: int) -> float:

@@ -57,6 +57,11 @@ class ConvWeight(ProductSum):
         inputs, kernel = self.shape[1], self.shape[2:]
         return gradients.view(gradients.shape[0], self.shape[0], *kernel, inputs).movedim(-1, 2)
 
+    @property
+    @override
+    def layout(self) -> object:
+        return self._channels_last
+
     @override
     def sum_records(self, weights: Tensor, out: Tensor) -> None:
         scaled = self.b * weights.view(-1, *([1] * (self.b.dim() - 1)))

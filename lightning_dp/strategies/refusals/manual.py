@@ -19,6 +19,16 @@ def manual_physical_batches(s: Subject) -> str | None:
 
 
 @row("module")
+def manual_ascent(s: Subject) -> str | None:
+    if s.ascends and not s.module.automatic_optimization:
+        return (
+            "BAMStrategy takes the gradient at other parameters than the module's, or runs the step twice, and with "
+            "automatic_optimization=False training_step steps the optimizer itself. Use automatic optimisation, or DPStrategy."
+        )
+    return None
+
+
+@row("module")
 def post_processing_names(s: Subject) -> str | None:
     if s.post_processing and s.module.automatic_optimization:
         return (

@@ -42,6 +42,7 @@ class Subject:
     splits: bool = False
     adapts: bool = False
     post_processing: tuple[str, ...] = ()
+    ascends: bool = False
 
     def declared(self) -> list[str]:
         """Names of the parameters that are declared to be trained by post-processing."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_dp import BAMStrategy
 from tests.strategies.gan import GAN
 from tests.strategies.helpers import Tiny, flat, loader, strategy, trainer
 
@@ -41,7 +42,8 @@ class Silent(Kept):
 
 
 def run(module: Kept, data: Any, fit: dict[str, Any], *, rewind: Path | None = None, **plugin: Any) -> dict[str, Any]:
-    private = strategy(timeout=timedelta(seconds=60), **plugin)
+    kind = BAMStrategy if "radius" in plugin else strategy
+    private = kind(timeout=timedelta(seconds=60), **plugin)
     trained = trainer(private, **fit)
     trained.fit(module, data)
     if rewind is not None:
@@ -85,6 +87,9 @@ def main(folder: Path, devices: int) -> None:
         "adaptive_noisy": run(Kept(), usual, one, clipping="adaptive", noise_multiplier=1.0),
         "units": run(Kept(), loader(64, 8), two, unit=OWNERS, max_rows_per_unit=3, physical_batch_size=4, **exact),
         "cut": run(Kept(), usual, two, sampling="truncated_poisson", max_batch_size=17, **exact),
+        "bam": run(Kept(momentum=0.9), usual, two, radius=0.3, physical_batch_size=3, **exact),
+        "sat": run(Kept(momentum=0.9), usual, two, radius=0.3, direction="previous", **exact),
+        "sat_noisy": run(Kept(), usual, one, radius=0.3, direction="previous", noise_multiplier=1.0),
         "noisy": run(Kept(), usual, two, eps=3),
         "noise": run(wide, usual, {**one, "max_steps": 1}, noise_multiplier=3.0, max_grad_norm=0.5, self_check=False),
         "rewound": run(Kept(), usual, two, rewind=rewind, noise_multiplier=1.0),
