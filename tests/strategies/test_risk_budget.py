@@ -10,6 +10,7 @@ import pytest
 from lightning_dp import (
     DPStrategy,
     MembershipRisk,
+    PrivacyAccountant,
     PrivacyConfigError,
     PrivacyError,
     PrivacyWarning,
@@ -149,3 +150,13 @@ def test_from_yaml(tmp_path: Any) -> None:
     assert isinstance(plugin, DPStrategy)
     fit(Tiny(), plugin, max_epochs=2)
     assert plugin.settings().risk == "reconstruction gamma <= 0.4 at kappa = 0.02"
+
+
+def test_the_summary_names_the_risk_and_the_eps(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    accountant = PrivacyAccountant(prog_bar=False)
+    fit(Tiny(), DPStrategy(risk=GAMMA), max_epochs=1, callbacks=[accountant])
+    summary = next(m for m in caplog.messages if "Differential privacy of this run" in m)
+    assert "reconstruction gamma <= 0.4 at kappa = 0.02" in summary
+    assert accountant.spent is not None
+    assert f"eps = {accountant.spent.eps:.4g}" in summary
