@@ -6,11 +6,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from lightning.pytorch.strategies import StrategyRegistry
 
-from lightning_dp.callbacks import PrivacyAccountant
+from lightning_dp.callbacks import PosteriorCalibration, PrivacyAccountant
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.inspection import inspect
 from lightning_dp.models import replace_batch_norm
-from lightning_dp.strategies import DPStrategy
+from lightning_dp.posterior import PosteriorPredictor
+from lightning_dp.strategies import DPStrategy, LangevinStrategy
 
 try:
     __version__ = version("lightning-dp")
@@ -19,6 +20,9 @@ except PackageNotFoundError:  # run from a source tree that was not installed
 
 __all__ = (
     "DPStrategy",
+    "LangevinStrategy",
+    "PosteriorCalibration",
+    "PosteriorPredictor",
     "PrivacyAccountant",
     "PrivacyConfigError",
     "PrivacyError",
@@ -33,4 +37,12 @@ __all__ = (
 if "dp_sgd" not in StrategyRegistry:
     StrategyRegistry.register(
         "dp_sgd", DPStrategy, "DP-SGD with the default budget eps = 8 at delta = 1/(10 n)", eps=8.0
+    )
+
+if "dp_langevin" not in StrategyRegistry:
+    StrategyRegistry.register(
+        "dp_langevin",
+        LangevinStrategy,
+        "DP-SGD as Langevin dynamics, predictions averaged over posterior samples; eps = 8 at delta = 1/(10 n)",
+        eps=8.0,
     )

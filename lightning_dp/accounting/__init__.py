@@ -15,6 +15,7 @@ from lightning_dp.accounting.schedules import CosineSchedule, LinearSchedule, Sc
 from lightning_dp.accounting.sensitivity_index import SensitivityIndex, equivalent_sensitivity_index
 from lightning_dp.accounting.settings import PrivacySettings
 from lightning_dp.accounting.spent import PrivacySpent, privacy_spent
+from lightning_dp.accounting.temperature import LangevinLaw
 from lightning_dp.accounting.tradeoff import TradeOffCurve
 
 __all__ = (
@@ -23,6 +24,7 @@ __all__ = (
     "CosineSchedule",
     "EpsilonMeter",
     "GaussianEvent",
+    "LangevinLaw",
     "LedgerEntry",
     "LinearSchedule",
     "PLDAccountant",

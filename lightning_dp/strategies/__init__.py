@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_dp.strategies.dp import DPStrategy
+from lightning_dp.strategies.langevin import LangevinStrategy
 from lightning_dp.strategies.refusals import REFUSALS, Refusal
 
-__all__ = ("REFUSALS", "DPStrategy", "Refusal")
+__all__ = ("REFUSALS", "DPStrategy", "LangevinStrategy", "Refusal")

@@ -59,6 +59,8 @@ class Budget:
         noise_multiplier: noise over sensitivity, or ``None`` to calibrate it to ``eps``.
         accountant: ``"pld"``, ``"rdp"`` or ``"prv"``.
         schedule: factors on the noise multiplier, step by step; each step is charged with its own event.
+        noise_follows: neither ``eps`` nor ``noise_multiplier`` is given, and :meth:`set_noise` will be called before
+            :meth:`settle`.
 
     Raises:
         PrivacyConfigError: if not exactly one of ``eps`` and ``noise_multiplier`` is given, or a value is out of range.
@@ -71,8 +73,9 @@ class Budget:
         noise_multiplier: float | None,
         accountant: AccountantName,
         schedule: Schedule | None = None,
+        noise_follows: bool = False,
     ) -> None:
-        _check(eps, delta, noise_multiplier)
+        _check(eps, delta, noise_multiplier, noise_follows)
         get_accountant(accountant)
         self.eps, self.accountant, self.schedule = eps, accountant, schedule
         self.ledger = PrivacyLedger()
@@ -147,6 +150,12 @@ class Budget:
         if segment != self.ledger.segment and self.ledger.segment not in old["segments"]:
             self.ledger = PrivacyLedger(segment)
             self.ledger.merge(old)
+
+    def set_noise(self, noise_multiplier: float) -> None:
+        """Fixes the noise of the steps to come where it follows from something else than eps. Call before ``settle``."""
+        assert self.eps is None
+        _check(None, None, noise_multiplier)
+        self._noise_multiplier = noise_multiplier
 
     def settle(self, sampler: AccountedSampler, steps: float, start: int = 0) -> None:
         """Fixes delta and the noise for ``steps`` planned steps of ``sampler`` from ``start`` on, and what is affordable.
@@ -347,8 +356,8 @@ class Budget:
         )
 
 
-def _check(eps: float | None, delta: float | None, noise_multiplier: float | None) -> None:
-    if (eps is None) == (noise_multiplier is None):
+def _check(eps: float | None, delta: float | None, noise_multiplier: float | None, noise_follows: bool = False) -> None:
+    if (eps is None) == (noise_multiplier is None) and not noise_follows:
         given = "neither eps nor noise_multiplier" if eps is None else "both eps and noise_multiplier"
         raise PrivacyConfigError(
             f"{given} given. Give exactly one: eps (the noise is calibrated to it, e.g. DPStrategy(eps=8)) or "

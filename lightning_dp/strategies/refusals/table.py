@@ -42,6 +42,8 @@ class Subject:
     splits: bool = False
     adapts: bool = False
     post_processing: tuple[str, ...] = ()
+    langevin: bool = False
+    fixes_learning_rate: bool = False
 
     def declared(self) -> list[str]:
         """Names of the parameters that are declared to be trained by post-processing."""
