@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.trainer.states import TrainerFn
@@ -157,6 +158,7 @@ class LangevinStrategy(PrivateTrainingStrategy):
         self._thinning = Thinning(burn_in, thinning, max_samples)
         self._samples = PosteriorSamples(max_samples, sample_dtype, samples_dir)
         self._output, self._output_module = output, output_module
+        self._chain: weakref.ref[LightningModule] | None = None  # whose iterates the samples are
         self._keeps = (0, 1)  # burn-in and distance in steps, once the plan is known
         super().__init__(
             "dp_langevin",
@@ -220,13 +222,20 @@ class LangevinStrategy(PrivateTrainingStrategy):
     @override
     def setup(self, trainer: Trainer) -> None:
         super().setup(trainer)
+        if trainer.state.fn == TrainerFn.FITTING or self._chain is None:  # None: from a checkpoint, as its weights are
+            if not self._averages:
+                self._samples.forget_after(0)
+            self._chain = weakref.ref(self._module)
         if trainer.state.fn == TrainerFn.FITTING or self._output is None:
             return
         self.barrier()  # another rank may have written the samples
-        if self._samples:
+        if self._averages:
             rank_zero_info(f"Predictions are averaged over {len(self._samples)} posterior samples.")
         else:
-            rank_zero_warn("There are no posterior samples: predictions are those of the module's own weights.")
+            rank_zero_warn(
+                "There are no posterior samples of this module: predictions are those of its own weights. Test the module "
+                "that was trained, or give ckpt_path, which brings the samples that belong to its weights."
+            )
 
     @override
     def on_train_start(self) -> None:
@@ -313,6 +322,7 @@ class LangevinStrategy(PrivateTrainingStrategy):
 
     def _load_samples(self, state: dict[str, Any]) -> None:
         self._samples.load_state_dict(state.get("posterior", []))
+        self._chain = None
         gone: Sequence[str] = self._samples.missing_files()
         if gone:
             rank_zero_warn(
@@ -321,9 +331,14 @@ class LangevinStrategy(PrivateTrainingStrategy):
             )
             self._samples.drop(gone)
 
+    @property
+    def _averages(self) -> bool:
+        """Whether there are samples, and they are iterates of the module at hand."""
+        return bool(self._samples) and (self._chain is None or self._chain() is self._module)
+
     @contextmanager
     def _averaging(self, hook: str) -> Iterator[None]:
-        if self._output is None or not self._samples:
+        if self._output is None or not self._averages:
             yield
             return
         with posterior_forward(self.predictor()) as calls:
