@@ -229,7 +229,7 @@ def test_the_summary_shows_the_temperature(caplog: pytest.LogCaptureFixture) -> 
     "arguments, steps",
     [
         ({"burn_in": 3, "thinning": 2, "max_samples": 2}, [5, 7]),
-        ({"burn_in": 3, "thinning": 2, "max_samples": 1}, [7]),
+        ({"burn_in": 4, "thinning": 2}, [6, 8]),
         ({"burn_in": 0.5, "max_samples": 2}, [6, 8]),
         ({"burn_in": 0, "thinning": 1}, [1, 2, 3, 4, 5, 6, 7, 8]),
     ],
