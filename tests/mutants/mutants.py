@@ -618,7 +618,8 @@ LANGEVIN_FAULTS = (
     ),
     _mutant(
         "the noise that follows from the temperature is not the noise that is charged", BUDGET,
-        "        self._noise_multiplier = noise_multiplier\n\n    def settle", "        self._noise_multiplier = 1.0\n\n    def settle",
+        "        self._noise_multiplier = noise_multiplier\n\n    def settle",
+        "        self._noise_multiplier = 1.0\n\n    def settle",
         f"{CHAIN_TESTS}::test_the_noise_follows_from_temperature_and_learning_rate",
     ),
     _mutant(
