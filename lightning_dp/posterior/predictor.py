@@ -136,6 +136,11 @@ class PosteriorPredictor:
                 f"outputs of shape {tuple(output.shape)} are no logits of several classes, which lie along dimension 1. Use "
                 "output='sigmoid' for one logit of yes or no, output='values' for numbers."
             )
+        if bool((output >= 0).all()) and bool((output.sum(1) - 1).abs().max() < 1e-3):
+            raise PrivacyConfigError(
+                "the module returns probabilities, and softmax would be taken of them once more. Use output='values', which "
+                "averages them as they are, or return logits."
+            )
         return output.log_softmax(1)
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ from typing_extensions import override
 from lightning_dp.accounting import LangevinLaw, PrivacySettings
 from lightning_dp.accounting.accountants import AccountantName
 from lightning_dp.accounting.events import Sampling
-from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients import Clipping, LossReduction, UnitMap
 from lightning_dp.posterior import (
     Output,
@@ -195,9 +195,9 @@ class LangevinStrategy(PrivateTrainingStrategy):
     def temperature(self) -> float:
         """The temperature of the coming step. Raises PrivacyError before the training data are known."""
         self._settle()
-        noise = self._budget.noise_multiplier
-        rate = self._tempering.rate(self._law, noise, learning_rate_of(self.optimizers))
-        return self._law.temperature(rate, noise)
+        law, noise = self._law, self._budget.noise_multiplier
+        rate = self._tempering.rate(law, noise, learning_rate_of(self.optimizers))
+        return law.temperature(rate, noise)
 
     @override
     def settings(self) -> PrivacySettings:
@@ -292,7 +292,8 @@ class LangevinStrategy(PrivateTrainingStrategy):
 
     @property
     def _law(self) -> LangevinLaw:
-        assert self._sampler is not None
+        if self._sampler is None:
+            raise PrivacyError("the training data are not known yet, so neither is the temperature")
         return self._law_of(self._sampler)
 
     def _law_of(self, sampler: LogicalSampler) -> LangevinLaw:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_dp.cli
-from lightning_dp import LangevinStrategy, PrivacyAccountant, PrivacyConfigError
+from lightning_dp import LangevinStrategy, PrivacyAccountant, PrivacyConfigError, PrivacyError
 from lightning_dp.accounting import LangevinLaw
 from lightning_dp.posterior import PolynomialStepSize, PosteriorPredictor
 from lightning_dp.strategies.base import CHECKPOINT_KEY
@@ -168,6 +168,11 @@ def test_all_three_are_accepted_if_they_agree_and_refused_with_numbers_if_not() 
 def test_impossible_arguments_are_refused(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(PrivacyConfigError, match=says):
         LangevinStrategy(**arguments)
+
+
+def test_the_temperature_is_not_known_before_the_data() -> None:
+    with pytest.raises(PrivacyError, match="not known yet"):
+        langevin().temperature
 
 
 def test_a_temperature_without_noise_is_refused() -> None:
