@@ -139,9 +139,7 @@ def test_what_cannot_be_averaged_is_refused() -> None:
     with pytest.raises(PrivacyConfigError, match="unknown output"):
         PosteriorPredictor(module, samples, output="logits")  # type: ignore[arg-type]
     with pytest.raises(PrivacyConfigError, match="probabilities"):
-        PosteriorPredictor(
-            nn.Sequential(module, nn.Softmax(1)), [{f"0.{k}": v for k, v in s.items()} for s in samples]
-        )(X)
+        PosteriorPredictor(nn.Sequential(*module, nn.Softmax(1)).eval(), samples)(X)
     with pytest.raises(PrivacyConfigError, match="eval"):
         PosteriorPredictor(module.train(), samples)(X)
 
