@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from typing_extensions import override
 
 from lightning_dp.errors import PrivacyConfigError
-from lightning_dp.posterior import PosteriorPredictor, PosteriorSamples
+from lightning_dp.posterior import PosteriorPredictor, PosteriorSamples, class_log_probabilities
 
 __all__ = ("PosteriorCalibration", "PosteriorStrategy")
 
@@ -53,7 +53,8 @@ class PosteriorCalibration(Callback):
         averaging_during_fit: whether validation during ``fit`` averages too, which costs a forward pass for each sample.
 
     Raises:
-        PrivacyConfigError: for batches that are no pair, with ``inputs_and_labels=None``.
+        PrivacyConfigError: for batches that are no pair, with ``inputs_and_labels=None``, and for a module that does not
+            return logits of several classes.
     """
 
     def __init__(
@@ -114,9 +115,14 @@ class PosteriorCalibration(Callback):
         network: nn.Module = module
         if isinstance(strategy, PosteriorStrategy) and len(strategy.posterior):
             predictor = strategy.predictor()
+            if predictor.output != "softmax":
+                raise PrivacyConfigError(
+                    f"PosteriorCalibration bins the confidence of one class of several, and the module's output is "
+                    f"{predictor.output!r}. Leave it out."
+                )
             network = predictor.module
         with trainer.precision_plugin.forward_context():
-            logs = {"last": network(inputs).float().log_softmax(1)}
+            logs = {"last": class_log_probabilities(network(inputs))}
             if predictor is not None and averaging:
                 logs["posterior"] = predictor.averaged(inputs)
         for name, log_probabilities in logs.items():

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from lightning_dp.posterior.predictor import Output, PosteriorPrediction, PosteriorPredictor, posterior_forward
+from lightning_dp.posterior.predictor import (
+    Output,
+    PosteriorPrediction,
+    PosteriorPredictor,
+    class_log_probabilities,
+    posterior_forward,
+)
 from lightning_dp.posterior.samples import KeptIterate, PosteriorSamples, SampleDtype, Thinning
 from lightning_dp.posterior.step_sizes import PolynomialStepSize
 
@@ -15,5 +21,6 @@ __all__ = (
     "PosteriorSamples",
     "SampleDtype",
     "Thinning",
+    "class_log_probabilities",
     "posterior_forward",
 )

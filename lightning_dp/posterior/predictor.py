@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from lightning_dp.errors import PrivacyConfigError
 
-__all__ = ("Output", "PosteriorPrediction", "PosteriorPredictor", "posterior_forward")
+__all__ = ("Output", "PosteriorPrediction", "PosteriorPredictor", "class_log_probabilities", "posterior_forward")
 
 Output = Literal["softmax", "sigmoid", "values"]
 
@@ -128,20 +128,9 @@ class PosteriorPredictor:
         return total - math.log(len(self.samples)), expected / len(self.samples)
 
     def _log_probabilities(self, output: Tensor) -> Tensor:
-        output = output.float()
         if self.output == "sigmoid":
-            return torch.stack([F.logsigmoid(-output), F.logsigmoid(output)], dim=1)
-        if output.ndim < 2 or output.shape[1] < 2:
-            raise PrivacyConfigError(
-                f"outputs of shape {tuple(output.shape)} are no logits of several classes, which lie along dimension 1. Use "
-                "output='sigmoid' for one logit of yes or no, output='values' for numbers."
-            )
-        if bool((output >= 0).all()) and bool((output.sum(1) - 1).abs().max() < 1e-3):
-            raise PrivacyConfigError(
-                "the module returns probabilities, and softmax would be taken of them once more. Use output='values', which "
-                "averages them as they are, or return logits."
-            )
-        return output.log_softmax(1)
+            return torch.stack([F.logsigmoid(-output.float()), F.logsigmoid(output.float())], dim=1)
+        return class_log_probabilities(output)
 
     @torch.no_grad()
     def _outputs(self, *args: Any, **kwargs: Any) -> Iterator[Tensor]:
@@ -188,6 +177,26 @@ def posterior_forward(predictor: PosteriorPredictor) -> Iterator[Callable[[], in
         yield lambda: calls
     finally:
         handle.remove()
+
+
+def class_log_probabilities(logits: Tensor) -> Tensor:
+    """Log probabilities ``(N, K, ...)`` of logits with the classes along dimension 1.
+
+    Raises:
+        PrivacyConfigError: for outputs that are no such logits: of one class, or probabilities already.
+    """
+    output = logits.float()
+    if output.ndim < 2 or output.shape[1] < 2:
+        raise PrivacyConfigError(
+            f"outputs of shape {tuple(output.shape)} are no logits of several classes, which lie along dimension 1. Use "
+            "output='sigmoid' for one logit of yes or no, output='values' for numbers."
+        )
+    if output.numel() and bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() < 1e-3).all()):
+        raise PrivacyConfigError(
+            "the module returns probabilities, and softmax would be taken of them once more. Use output='values', which "
+            "averages them as they are, or return logits."
+        )
+    return output.log_softmax(1)
 
 
 def _entropy(logs: Tensor) -> Tensor:
