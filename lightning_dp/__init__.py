@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from lightning.pytorch.strategies import StrategyRegistry
 
+from lightning_dp.accounting import MembershipRisk, ReconstructionRisk
 from lightning_dp.callbacks import PosteriorCalibration, PrivacyAccountant
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.inspection import inspect
@@ -21,12 +22,14 @@ except PackageNotFoundError:  # run from a source tree that was not installed
 __all__ = (
     "DPStrategy",
     "LangevinStrategy",
+    "MembershipRisk",
     "PosteriorCalibration",
     "PosteriorPredictor",
     "PrivacyAccountant",
     "PrivacyConfigError",
     "PrivacyError",
     "PrivacyWarning",
+    "ReconstructionRisk",
     "__version__",
     "inspect",
     "replace_batch_norm",

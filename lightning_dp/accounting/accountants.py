@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Literal, Protocol, get_args
 
 from lightning_dp.accounting import pld
-from lightning_dp.accounting.gaussian import gaussian_delta, gaussian_epsilon
+from lightning_dp.accounting.gaussian import gaussian_delta, gaussian_epsilon, gaussian_power
 from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
-from lightning_dp.accounting.participation import participation_delta, participation_epsilon
-from lightning_dp.accounting.renyi import rdp_delta, rdp_epsilon, rdp_of_entries
+from lightning_dp.accounting.participation import participation_delta, participation_epsilon, participation_powers
+from lightning_dp.accounting.renyi import rdp_delta, rdp_epsilon, rdp_of_entries, rdp_power
 from lightning_dp.errors import PrivacyConfigError
 
 __all__ = ("Accountant", "AccountantName", "PLDAccountant", "RDPAccountant", "get_accountant")
@@ -137,13 +137,20 @@ class PLDAccountant:
         composition = self.composition(entries)
         return bound if composition is None else min(bound, composition.delta(eps) + failure(entries))
 
-    def composition(self, entries: Sequence[LedgerEntry]) -> pld.Composition | None:
-        """The composed loss distributions behind the numbers; None where their grid would be too large."""
+    def composition(
+        self, entries: Sequence[LedgerEntry], profiles: tuple[pld.Profile, pld.Profile] = pld.GUARANTEE
+    ) -> pld.Composition | None:
+        """The composed loss distributions behind the numbers; None where their grid would be too large.
+
+        Args:
+            entries: Ledger entries with noise.
+            profiles: As for :func:`lightning_dp.accounting.pld.compose`.
+        """
         mu, sampled = _split(entries)
         parts: list[pld.Part] = [(min(1.0 / mu, 1e7), 1.0, 1)] if mu > 0.0 else []
         # Counting no more noise than 1e7 is a bound, and keeps losses apart from rounding.
         parts += [(min(sigma, 1e7), rate, steps) for sigma, rate, steps in sampled]
-        return pld.compose(tuple(parts), self._coarsening)
+        return pld.compose(tuple(parts), self._coarsening, profiles)
 
 
 def is_sampled(entries: Sequence[LedgerEntry]) -> bool:
@@ -183,6 +190,21 @@ def closed_form_delta(entries: Sequence[LedgerEntry], eps: float) -> float:
         participation_delta(eps, sigma=sigma, q=q, steps=steps, mu=mu),
     )
     return min(1.0, least + failure(entries))
+
+
+def closed_form_powers(entries: Sequence[LedgerEntry], level: float) -> tuple[float, float]:
+    """The same for the power of a test of size ``level`` in (0, 1): null hypothesis without the unit, and with it."""
+    if without_noise(entries):
+        return 1.0, 1.0
+    mu, sampled = _split(entries)
+    if sampled:
+        sigma, q, steps = _worst(sampled)
+        renyi = rdp_power(rdp_of_entries(entries), level)
+        remove, add = (min(p, renyi) for p in participation_powers(level, sigma=sigma, q=q, steps=steps, mu=mu))
+    else:
+        remove = add = float(gaussian_power(mu, level))
+    lost = failure(entries)
+    return min(1.0, remove + lost), min(1.0, add + lost)
 
 
 def full_index(entries: Sequence[LedgerEntry]) -> float:

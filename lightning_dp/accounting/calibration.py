@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from lightning_dp.accounting.accountants import (
-    AccountantName,
-    PLDAccountant,
-    check_delta,
-    check_eps,
-    closed_form_epsilon,
-    failure,
-    get_accountant,
-)
+from lightning_dp.accounting.accountants import AccountantName, check_delta, failure, get_accountant
 from lightning_dp.accounting.events import GaussianEvent, Sampling
 from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
+from lightning_dp.accounting.risk.reconstruction import Effort
+from lightning_dp.accounting.targets import EpsilonTarget, Target
 from lightning_dp.errors import PrivacyConfigError
 
-__all__ = ("affordable_prefix", "affordable_steps", "calibrate_noise_multiplier")
+__all__ = (
+    "EquivalentBudget",
+    "affordable_prefix",
+    "affordable_steps",
+    "affordable_within",
+    "calibrate_noise_multiplier",
+    "calibrate_to",
+    "eps_within",
+)
 
 _LEAST, _MOST = math.log(1e-8), math.log(1e8)
 #: Wanted closeness in log eps; the contract is 1 %.
@@ -62,24 +65,50 @@ def calibrate_noise_multiplier(
         PrivacyConfigError: If an argument is out of range, if ``spent`` alone exhausts the budget, or if no
             noise at all would be needed.
     """
-    check_eps(eps)
-    check_delta(delta)
-    exact = get_accountant(accountant)
+    return calibrate_to(
+        EpsilonTarget(eps, delta, accountant),
+        sample_rate=sample_rate,
+        steps=steps,
+        sampling=sampling,
+        tail=tail,
+        spent=spent,
+        factors=factors,
+    )
+
+
+def calibrate_to(
+    target: Target,
+    *,
+    sample_rate: float,
+    steps: int,
+    sampling: Sampling = "poisson",
+    tail: float = 0.0,
+    spent: Sequence[LedgerEntry] = (),
+    factors: Sequence[tuple[float, int]] | None = None,
+) -> float:
+    """Smallest noise multiplier for which ``steps`` more steps keep to a target: an eps, or a limit on an attack.
+
+    The guarantee: what the target limits, as measured on ``spent`` and the new steps together, never exceeds the limit, and is
+    at least 0.99 of it where it moves smoothly with the noise. Arguments as for :func:`calibrate_noise_multiplier`.
+
+    Raises:
+        PrivacyConfigError: If an argument is out of range, if ``spent`` alone exhausts the target, or if no noise at all
+            would be needed.
+    """
     planned = LedgerEntry(GaussianEvent(1.0, sample_rate, sampling, tail), steps)
     shape = ((1.0, steps),) if factors is None else tuple(factors)
     if sum(length for _, length in shape) != steps:
         raise PrivacyConfigError(f"the factors {shape} do not make up the {steps} steps to calibrate for.")
-    already = exact.epsilon(spent, delta)
-    if already >= eps:
+    if target.measure(spent) >= target.limit:
         raise PrivacyConfigError(
-            f"eps = {already:.4g} at delta = {delta:g} is spent already and eps = {eps:.4g} is asked for: "
-            "raise eps, or start from an untrained model with an empty ledger."
+            f"{target.reading(spent)} is spent already and {target} is asked for: raise the limit, or start from an untrained "
+            "model with an empty ledger."
         )
 
-    if (lost := failure((*spent, planned))) >= delta:
+    if (lost := failure((*spent, planned))) >= target.slack:
         raise PrivacyConfigError(
-            f"the chance that one of {steps} batches has to be cut, {lost:.3g}, is not below delta = {delta:g}, which must "
-            "cover it: no noise makes up for that. Raise max_batch_size."
+            f"the chance that one of {steps} batches has to be cut, {lost:.3g}, is not below {target.slack:.3g}, what {target} "
+            "leaves for it: no noise makes up for that. Raise max_batch_size."
         )
 
     def entries(log_sigma: float) -> tuple[LedgerEntry, ...]:
@@ -87,28 +116,66 @@ def calibrate_noise_multiplier(
         new = [LedgerEntry(GaussianEvent(sigma * f, sample_rate, sampling, tail), length) for f, length in shape]
         return merge_entries((*spent, *new))
 
-    def closed_form(log_sigma: float) -> float:
-        return closed_form_epsilon(entries(log_sigma), delta)
+    def measured(effort: Effort) -> Callable[[float], float]:
+        return lambda log_sigma: target.measure(entries(log_sigma), effort)
 
-    log_sigma = _solve(closed_form, eps, 0.0, 1.0, 0.03)
-    slope = _slope(closed_form, log_sigma)
-    if accountant == "pld":
-        coarse = PLDAccountant(coarsening=2)
-        log_sigma = _solve(lambda s: coarse.epsilon(entries(s), delta), eps, log_sigma, slope, 0.01)
-    log_sigma = _solve(lambda s: exact.epsilon(entries(s), delta), eps, log_sigma, slope, _CLOSE)
+    # What is spent may exceed the limit by a looser bound and not by the exact one, so a quick search may find nothing.
+    start, slope = _solve(measured("closed"), target.limit, 0.0, 1.0, 0.03), 1.0
+    if math.isfinite(start):
+        slope = _slope(measured("closed"), start)
+    coarse = _solve(measured("coarse"), target.limit, start if math.isfinite(start) else 0.0, slope, 0.01)
+    found = [point for point in (coarse, start, 0.0) if math.isfinite(point)]
+    log_sigma = _solve(measured("full"), target.limit, found[0], slope, _CLOSE)
     if log_sigma <= _LEAST:
-        # Only where delta exceeds the chance of being drawn at all: publishing whole samples would satisfy
-        # the formula.
+        # Only where the target allows for the chance of being drawn at all: publishing whole samples would satisfy the
+        # formula.
         raise PrivacyConfigError(
-            f"delta = {delta:g} is so large for sample_rate = {sample_rate:g} and {steps} steps that "
-            f"eps = {eps:.4g} needs no noise: use a smaller delta, 1 / (10 n) for n units is usual."
+            f"{target} needs no noise for sample_rate = {sample_rate:g} and {steps} steps, because a unit is so seldom drawn: "
+            "use a smaller delta (1 / (10 n) for n units is usual), or a stricter limit."
         )
     if log_sigma > _MOST:
         raise PrivacyConfigError(
-            f"no noise_multiplier up to 1e8 keeps eps = {eps:.4g} at delta = {delta:g}: "
-            "raise eps or delta, or lower steps."
+            f"no noise_multiplier up to 1e8 keeps {target}: raise the limit or delta, or lower steps."
         )
     return math.exp(log_sigma)
+
+
+@dataclass(frozen=True)
+class EquivalentBudget:
+    """The noise that keeps a target, and the eps that goes with it.
+
+    Attributes:
+        noise_multiplier: noise standard deviation over sensitivity.
+        eps: upper bound on eps at ``delta`` of the planned steps with that noise.
+        delta: the delta asked for.
+    """
+
+    noise_multiplier: float
+    eps: float
+    delta: float
+
+
+def eps_within(
+    target: Target,
+    *,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    sampling: Sampling = "poisson",
+    accountant: AccountantName = "pld",
+) -> EquivalentBudget:
+    """Which noise, and which eps at ``delta``, keep a target in a training of ``steps`` steps at ``sample_rate``.
+
+    The answer belongs to these steps and this rate alone: another training with the same eps may have another risk.
+
+    Raises:
+        PrivacyConfigError: As :func:`calibrate_to`; or if ``delta`` is not in (0, 1).
+    """
+    exact = get_accountant(accountant)
+    check_delta(delta)
+    sigma = calibrate_to(target, sample_rate=sample_rate, steps=steps, sampling=sampling)
+    entries = (LedgerEntry(GaussianEvent(sigma, sample_rate, sampling), steps),)
+    return EquivalentBudget(sigma, exact.epsilon(entries, delta), delta)
 
 
 def _slope(epsilon: Callable[[float], float], log_sigma: float) -> float:
@@ -176,8 +243,6 @@ def affordable_steps(
     Raises:
         PrivacyConfigError: If an argument is out of range.
     """
-    if limit < 0:
-        raise PrivacyConfigError(f"limit must be >= 0, got {limit}: it is the number of planned steps.")
     return affordable_prefix(
         eps=eps,
         delta=delta,
@@ -210,34 +275,45 @@ def affordable_prefix(
     Raises:
         PrivacyConfigError: If an argument is out of range.
     """
-    check_eps(eps)
-    check_delta(delta)
-    exact = get_accountant(accountant)
+    return affordable_within(EpsilonTarget(eps, delta, accountant), plan=plan, spent=spent, limit=limit)
 
-    def epsilon(k: int) -> float:
-        return exact.epsilon(merge_entries((*spent, *plan(k))), delta)
 
-    if limit == 0 or exact.epsilon(spent, delta) > eps:
+def affordable_within(
+    target: Target, *, plan: Callable[[int], Sequence[LedgerEntry]], spent: Sequence[LedgerEntry] = (), limit: int
+) -> int:
+    """The same for any target: the largest k <= ``limit`` whose steps and ``spent`` keep to it; 0 if none.
+
+    Raises:
+        PrivacyConfigError: If ``limit`` is negative.
+    """
+    if limit < 0:
+        raise PrivacyConfigError(f"limit must be >= 0, got {limit}: it is the number of planned steps.")
+    most = target.limit
+
+    def measured(k: int) -> float:
+        return target.measure(merge_entries((*spent, *plan(k))))
+
+    if limit == 0 or target.measure(spent) > most:
         return 0
-    high_value = epsilon(limit)
-    if high_value <= eps:
+    high_value = measured(limit)
+    if high_value <= most:
         return limit
     # low always keeps the budget and high never does.
     low, high, low_value = 0, limit, 0.0
     turn = 0
     while high - low > 1:
-        # eps grows between the root of k and k itself: interpolate in log-log, reach a little past the guess
+        # Eps grows between the root of k and k itself: interpolate in log-log, reach a little past the guess
         # so that the other end comes close as well, and halve now and then.
         middle = (low + high) // 2
         if turn % 4 != 3 and 0.0 < low_value < high_value < math.inf:
-            power = math.log(eps / low_value) / math.log(high_value / low_value)
+            power = math.log(most / low_value) / math.log(high_value / low_value)
             middle = round(low * (high / low) ** power)
             middle += (middle - low) // 4 + 1 if middle - low < high - middle else -((high - middle) // 4 + 1)
         elif low == 0 and 0.0 < high_value < math.inf:
-            middle = round(high * (eps / high_value) ** 1.5)
+            middle = round(high * (most / high_value) ** 1.5)
         middle = min(max(middle, low + 1), high - 1)
-        value = epsilon(middle)
-        if value <= eps:
+        value = measured(middle)
+        if value <= most:
             low, low_value = middle, value
         else:
             high, high_value = middle, value

@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import erfcx, ndtr, ndtri
+from scipy.special import erfcx, log_ndtr, ndtr, ndtri
 
-__all__ = ("gaussian_delta", "gaussian_epsilon", "gaussian_mu")
+__all__ = ("gaussian_delta", "gaussian_epsilon", "gaussian_mu", "gaussian_power")
 
 _ULP = float(np.finfo(np.float64).eps)
 
@@ -76,3 +76,19 @@ def gaussian_mu(eps: float, delta: float) -> float:
             break
         low, high = (middle, high) if float(gaussian_delta(middle, eps)) <= delta else (low, middle)
     return low
+
+
+def gaussian_power(mu: float, level: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Power Phi(Phi^-1(level) + mu) of the best test of each size, the same in both directions.
+
+    Through the log cdf, so that the far tail keeps its digits; never below ``level``, which mu = 0 returns exactly.
+
+    Args:
+        mu: Sensitivity over noise standard deviation, in [0, inf].
+        level: Sizes in [0, 1], any shape.
+    """
+    sizes = np.asarray(level, dtype=np.float64)
+    if math.isinf(mu):
+        return np.ones_like(sizes)[()]
+    power: npt.NDArray[np.float64] = np.maximum(sizes, np.exp(log_ndtr(ndtri(sizes) + mu)))[()]
+    return power

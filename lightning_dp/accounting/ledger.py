@@ -12,7 +12,7 @@ from typing import Any
 from lightning_dp.accounting.events import GaussianEvent
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 
-__all__ = ("LedgerEntry", "PrivacyLedger", "merge_entries")
+__all__ = ("LedgerEntry", "PrivacyLedger", "gaussian_steps", "merge_entries")
 
 _VERSION = 1
 
@@ -38,6 +38,20 @@ def merge_entries(entries: Iterable[LedgerEntry]) -> tuple[LedgerEntry, ...]:
     for entry in entries:
         counts[entry.event] = counts.get(entry.event, 0) + entry.steps
     return tuple(LedgerEntry(event, steps) for event, steps in counts.items())
+
+
+def gaussian_steps(entries: Iterable[LedgerEntry]) -> list[tuple[GaussianEvent, int]]:
+    """Events and steps of Gaussian entries. What knows no other mechanism goes through here, and not round it.
+
+    Raises:
+        PrivacyError: If there is an entry of another kind, which would else be left out of the count.
+    """
+    found = []
+    for entry in entries:
+        if not isinstance(entry.event, GaussianEvent):
+            raise PrivacyError(f"{type(entry.event).__name__} is no Gaussian mechanism and is composed apart.")
+        found.append((entry.event, entry.steps))
+    return found
 
 
 class PrivacyLedger:

@@ -17,11 +17,11 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betainc
+from scipy.special import betainc, ndtr, ndtri
 
 from lightning_dp.accounting.gaussian import gaussian_delta, gaussian_epsilon
 
-__all__ = ("participation_delta", "participation_epsilon")
+__all__ = ("participation_delta", "participation_epsilon", "participation_powers")
 
 _TAIL = 1e-30
 _POINTS = 4096
@@ -77,3 +77,29 @@ def participation_epsilon(delta: float, *, sigma: float, q: float, steps: int, m
         else:
             high = middle
     return high
+
+
+def participation_powers(level: float, *, sigma: float, q: float, steps: int, mu: float = 0.0) -> tuple[float, float]:
+    """Upper bounds on the power of a test of size ``level`` in (0, 1): null hypothesis without the unit, and with it.
+
+    For every set S of steps, a test E of size P(E) against N(0, I) has power at most Phi(Phi^-1(P(E)) + m_S) against the
+    run in which the unit takes part in S, m_S = sqrt(mu^2 + |S| / sigma^2). E is the same for all S, so the mixture over S
+    averages the right-hand sides. The other direction is the inverse: its size is at least E Phi(Phi^-1(power) - m_S).
+    """
+    counts, beyond = _counts(q, steps)
+    shifts = np.sqrt(mu * mu + counts / sigma / sigma)
+    gains = ndtr(float(ndtri(level)) + shifts)
+    remove = gains[0] + np.sum(beyond[:-1] * np.maximum(np.diff(gains), 0.0)) + beyond[-1]
+
+    def size(quantile: float) -> float:
+        losses = ndtr(quantile - shifts)
+        cut = np.sum(beyond[:-1] * np.maximum(-np.diff(losses), 0.0)) + beyond[-1] * losses[-1]
+        return float(losses[0] - cut * (1.0 + _ROUNDING))
+
+    low, high = float(ndtri(level)), 38.0
+    if size(high) <= level:
+        return min(1.0, float(remove) * (1.0 + _ROUNDING)), 1.0
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if size(middle) <= level else (low, middle)
+    return min(1.0, float(remove) * (1.0 + _ROUNDING)), min(1.0, float(ndtr(high)) * (1.0 + _ROUNDING))

@@ -8,7 +8,7 @@ upper bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,10 +18,14 @@ import numpy.typing as npt
 
 from lightning_dp.accounting.profile import loss_ends, profile_add, profile_remove
 
-__all__ = ("Composition", "Part", "compose")
+__all__ = ("Composition", "Part", "Profile", "compose")
 
 #: (noise multiplier, rate, steps)
 Part = tuple[float, float, int]
+#: Hockey-stick divergence of one step: (noise multiplier, rate, eps of shape (m,)) -> (m,)
+Profile = Callable[[float, float, npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+#: The divergences, removing and adding, that a guarantee stands on.
+GUARANTEE: tuple[Profile, Profile] = (profile_remove, profile_add)
 
 _MAX_STEP_POINTS = 1 << 16
 _MAX_POINTS = 1 << 19
@@ -39,6 +43,8 @@ class Composition:
     remove: Any
     add: Any
     rounding: float
+    interval: float
+    """Distance of the grid's points in units of loss."""
 
     def epsilon(self, delta: float) -> float:
         """Smallest eps at ``delta``; inf where rounding errors could hide as much as ``delta``."""
@@ -68,14 +74,54 @@ class Composition:
             both.append(np.clip(np.asarray(pmf.get_delta_for_epsilon(eps), dtype=np.float64) + slack, 0.0, 1.0))
         return both[0], both[1]
 
+    def power(self, level: float, remove: bool) -> float:
+        """Largest power of a test of size ``level`` in [0, 1]: the null hypothesis is the run without the unit, or with it.
+
+        A test E with P(E) <= level has Q(E) <= delta(eps) + e^eps level at every real eps, and the least of these bounds
+        is attained (Neyman and Pearson). Any eps gives a bound, so the search can only err on the safe side.
+        """
+        return _least(self.delta_remove if remove else self.delta_add, level)
+
+
+def _least(delta: Callable[[float], float], level: float) -> float:
+    """Least of delta(eps) + e^eps level, which is convex in e^eps: a scan, then golden sections round its best point."""
+
+    def line(eps: float) -> float:
+        return delta(eps) + math.exp(eps) * level
+
+    # Below, delta(eps) >= 1 - e^eps exceeds 1 - e^-40; above, the sum exceeds 1.
+    scan = np.linspace(-40.0, min(690.0, -math.log(level) if level > 0.0 else 690.0), 33)
+    values = [line(float(eps)) for eps in scan]
+    at = int(np.argmin(values))
+    low, high = float(scan[max(0, at - 1)]), float(scan[min(len(scan) - 1, at + 1)])
+    ratio = 0.5 * (math.sqrt(5.0) - 1.0)
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = line(left), line(right)
+    best = min(1.0, *values, at_left, at_right)
+    for _ in range(28):
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = line(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = line(right)
+        best = min(best, at_left, at_right)
+    return best
+
 
 @lru_cache(maxsize=8)
-def compose(parts: tuple[Part, ...], coarsening: int = 0) -> Composition | None:
+def compose(
+    parts: tuple[Part, ...], coarsening: int = 0, profiles: tuple[Profile, Profile] = GUARANTEE
+) -> Composition | None:
     """Compose subsampled Gaussians; None where no affordable grid exists (a closed-form bound must then do).
 
     Args:
         parts: Noise multiplier > 0, rate in (0, 1], steps >= 1 of each event.
-        coarsening: Grids 2^coarsening times wider, for a quick and looser, still sound, answer.
+        coarsening: Grids 2^coarsening times wider (finer where negative), for a quick and looser, still sound, answer.
+        profiles: Divergences of one step in the two directions; others than the default belong to what an attacker
+            who sees less can tell, and then to no guarantee.
     """
     grid = _interval(parts, coarsening)
     if grid is None:
@@ -90,28 +136,30 @@ def compose(parts: tuple[Part, ...], coarsening: int = 0) -> Composition | None:
         # Overflow and invalid values mean that rounding swamped the grid (below): no answer rather than a
         # wrong one.
         with np.errstate(over="raise", invalid="raise", under="ignore", divide="raise"):
-            directions = [_compose_direction(parts, interval, remove) for remove in (True, False)]
+            directions = [
+                _compose_direction(parts, interval, remove, profile)
+                for remove, profile in zip((True, False), profiles, strict=True)
+            ]
     except (FloatingPointError, OverflowError, ValueError):
         return None
-    return Composition(remove=directions[0], add=directions[1], rounding=rounding)
+    return Composition(remove=directions[0], add=directions[1], rounding=rounding, interval=interval)
 
 
-def _compose_direction(parts: Sequence[Part], interval: float, remove: bool) -> Any:
+def _compose_direction(parts: Sequence[Part], interval: float, remove: bool, profile: Profile) -> Any:
     total: Any = None
     for sigma, rate, steps in parts:
-        pmf = _step(sigma, rate, interval, remove).self_compose(steps)
+        pmf = _step(sigma, rate, interval, remove, profile).self_compose(steps)
         total = pmf if total is None else total.compose(pmf)
     return total
 
 
 @lru_cache(maxsize=32)
-def _step(sigma: float, rate: float, interval: float, remove: bool) -> Any:
+def _step(sigma: float, rate: float, interval: float, remove: bool, profile: Profile) -> Any:
     from dp_accounting.pld import pld_pmf  # lazily: it takes a second to import
 
     lower, upper = _ends(sigma, rate, remove)
     low, high = math.floor(lower / interval), math.ceil(upper / interval)
-    profile = profile_remove if remove else profile_add
-    deltas = profile(sigma, rate, np.arange(low, high + 1) * interval)
+    deltas = profile(sigma, rate, np.arange(low, high + 1, dtype=np.float64) * interval)
     # Dense from the start: the sparse representation loops over the steps.
     return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(interval, low, high, deltas).to_dense_pmf()
 

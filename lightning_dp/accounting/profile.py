@@ -19,7 +19,7 @@ from scipy.special import ndtri
 
 from lightning_dp.accounting.gaussian import gaussian_delta
 
-__all__ = ("loss_ends", "profile_add", "profile_remove")
+__all__ = ("amplified", "loss_ends", "profile_add", "profile_remove")
 
 Vector = npt.NDArray[np.float64]
 
@@ -28,7 +28,7 @@ Vector = npt.NDArray[np.float64]
 _CUT_MASS = 1e-18
 
 
-def _amplified(eps: Vector, q: float) -> Vector:
+def amplified(eps: Vector, q: float) -> Vector:
     """u(eps) = log((e^eps - 1 + q) / q) for eps > log(1 - q)."""
     small = np.minimum(eps, 30.0)
     return np.where(eps < 30.0, np.log1p(np.expm1(small) / q), eps - math.log(q) + np.log1p((q - 1.0) * np.exp(-eps)))
@@ -45,7 +45,7 @@ def profile_remove(sigma: float, q: float, eps: npt.ArrayLike) -> Vector:
     points = np.atleast_1d(np.asarray(eps, dtype=np.float64))
     delta = -np.expm1(np.minimum(points, 0.0))
     inside = points > (math.log1p(-q) if q < 1.0 else -math.inf)
-    delta[inside] = q * _gaussian(sigma, _amplified(points[inside], q)) if q < 1.0 else _gaussian(sigma, points[inside])
+    delta[inside] = q * _gaussian(sigma, amplified(points[inside], q)) if q < 1.0 else _gaussian(sigma, points[inside])
     return np.clip(delta, 0.0, 1.0)
 
 
@@ -59,7 +59,7 @@ def profile_add(sigma: float, q: float, eps: npt.ArrayLike) -> Vector:
     between = ~below & (points < -math.log1p(-q))
     # For eps <= 0 by the complement: delta(eps) = 1 - e^eps + e^eps delta_remove(-eps).
     delta[below] = -np.expm1(points[below]) + np.exp(points[below]) * profile_remove(sigma, q, -points[below])
-    u = _amplified(-points[between], q)
+    u = amplified(-points[between], q)
     delta[between] = q * np.exp(points[between] + u) * _gaussian(sigma, -u)
     return np.clip(delta, 0.0, 1.0)
 

@@ -17,7 +17,7 @@ from scipy.special import gammaln, logsumexp
 
 from lightning_dp.accounting.ledger import LedgerEntry
 
-__all__ = ("ORDERS", "rdp_delta", "rdp_epsilon", "rdp_of_entries", "rdp_step")
+__all__ = ("ORDERS", "rdp_delta", "rdp_epsilon", "rdp_of_entries", "rdp_power", "rdp_step")
 
 Vector = npt.NDArray[np.float64]
 
@@ -125,3 +125,12 @@ def rdp_delta(rdp: Vector, eps: float) -> float:
     """Smallest delta at ``eps`` over all orders."""
     log_delta = (ORDERS - 1.0) * (rdp - eps + np.log1p(-1.0 / ORDERS)) - np.log(ORDERS)
     return min(1.0, math.exp(min(0.0, float(np.min(log_delta)))))
+
+
+def rdp_power(rdp: Vector, level: float) -> float:
+    """Largest power of a test of size ``level`` in (0, 1), over all orders.
+
+    Hoelder's inequality: Q(E) <= (P(E) exp(D_alpha(Q || P)))^((alpha - 1) / alpha).
+    """
+    log_power = (1.0 - 1.0 / ORDERS) * (math.log(level) + rdp)
+    return math.exp(min(0.0, float(np.min(log_power)))) if np.isfinite(rdp).any() else 1.0

@@ -25,6 +25,7 @@ class PrivacySettings:
         dataset_size: n, the number of units.
         accountant: which accountant turns the ledger into eps.
         eps: the budget, or ``None`` if eps is only reported.
+        risk: the budget in words where it limits an attack in place of eps, or ``None``.
         relation: the neighbouring relation.
         gradient_noise_multiplier: noise standard deviation of the gradients over ``max_grad_norm``, where a step releases
             something else as well and the gradients therefore get more noise; ``None`` where it is ``noise_multiplier``.
@@ -53,3 +54,9 @@ class PrivacySettings:
     post_processing: str | None = None
     unit: str = "sample"
     temperature: float | None = None
+    risk: str | None = None
+
+    @property
+    def budget(self) -> str | None:
+        """What the run may spend, in words; ``None`` if eps is only reported."""
+        return self.risk if self.eps is None else f"eps <= {self.eps:g}"

@@ -11,7 +11,7 @@ from lightning_dp.accounting.events import RELATION
 from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
 from lightning_dp.accounting.tradeoff import TradeOffCurve
 
-__all__ = ("PrivacySpent", "privacy_spent")
+__all__ = ("PrivacySpent", "privacy_spent", "rounded_up")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PrivacySpent:
     def __str__(self) -> str:
         relation = self.relation.replace("_", " ") + ("" if self.unit == "sample" else f" unit ({self.unit})")
         return (
-            f"eps = {_rounded_up(self.eps)} at delta = {self.delta:.4g} ({relation}; {self._sampling()}; "
+            f"eps = {rounded_up(self.eps)} at delta = {self.delta:.4g} ({relation}; {self._sampling()}; "
             f"{self.accountant} accountant; {self.steps} steps)"
         )
 
@@ -93,10 +93,10 @@ def privacy_spent(
     )
 
 
-def _rounded_up(eps: float) -> str:
-    """Four digits, rounded up: a printed eps is an upper bound as well."""
-    if eps == 0.0 or not math.isfinite(eps):
-        return f"{eps:.4g}"
-    digit = 10.0 ** (math.floor(math.log10(eps)) - 3)
-    text = f"{eps:.4g}"
-    return text if float(text) >= eps else f"{float(text) + digit:.4g}"
+def rounded_up(bound: float) -> str:
+    """Four digits, rounded up: a printed bound is an upper bound as well."""
+    if bound == 0.0 or not math.isfinite(bound):
+        return f"{bound:.4g}"
+    digit = 10.0 ** (math.floor(math.log10(bound)) - 3)
+    text = f"{bound:.4g}"
+    return text if float(text) >= bound else f"{float(text) + digit:.4g}"

@@ -105,7 +105,7 @@ class PrivacyAccountant(Callback):
 
 def summary_text(spent: PrivacySpent, settings: PrivacySettings, releases: list[Release]) -> str:
     """The table written at the end of ``fit``."""
-    budget = "none (eps is reported)" if settings.eps is None else f"eps <= {settings.eps:g}"
+    budget = settings.budget or "none (eps is reported)"
     sizes = f"n = {settings.dataset_size}, expected batch size {settings.expected_batch_size}"
     curve = spent.trade_off()
     rows = [

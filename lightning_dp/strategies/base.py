@@ -200,6 +200,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             max_grad_norm_schedule=None if self._bound.schedule is None else str(self._bound.schedule),
             post_processing=", ".join(self._post_processing) or None,
             unit=self._unit.name,
+            risk=None if self._budget.risk is None else str(self._budget.target),
         )
 
     # --- hooks, in the order in which Lightning calls them ------------------------------------------------------------
@@ -479,7 +480,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
         return self._engine
 
     def _subject(self) -> Subject:
-        calibrates = self._budget.eps is not None
+        calibrates = self._budget.target is not None
         return Subject(
             self._trainer,
             self._module,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Protocol
 
 from lightning_dp.accounting import (
     EpsilonMeter,
+    EpsilonTarget,
     GaussianEvent,
     LedgerEntry,
     PrivacyLedger,
     PrivacySpent,
     Schedule,
-    affordable_prefix,
-    affordable_steps,
-    calibrate_noise_multiplier,
+    Target,
+    affordable_within,
+    calibrate_to,
     get_accountant,
     pieces,
     privacy_spent,
@@ -49,21 +51,23 @@ class AccountedSampler(Protocol):
 class Budget:
     """Keeps the ledger and decides, before any gradient exists, whether a step may be taken.
 
-    **Guarantee**: with ``eps`` given, the composition of everything in the ledger never exceeds (eps, delta): a step is
+    **Guarantee**: with ``eps`` or ``risk`` given, the composition of everything in the ledger never exceeds it: a step is
     charged first and taken afterwards, so a crash over-counts and never under-counts, and a step that would exceed the
     budget is not charged and must not be taken.
 
     Args:
-        eps: the budget, or ``None`` to report only.
+        eps: the budget, or ``None`` for another kind of budget, or to report only.
         delta: the additive slack of (eps, delta); ``None`` becomes 1/(10 n) once n is known.
-        noise_multiplier: noise over sensitivity, or ``None`` to calibrate it to ``eps``.
+        noise_multiplier: noise over sensitivity, or ``None`` to calibrate it to ``eps`` or ``risk``.
         accountant: ``"pld"``, ``"rdp"`` or ``"prv"``.
         schedule: factors on the noise multiplier, step by step; each step is charged with its own event.
-        noise_follows: neither ``eps`` nor ``noise_multiplier`` is given, and :meth:`set_noise` will be called before
+        risk: a budget in terms of an attack's success in place of ``eps``, which is then reported.
+        noise_follows: none of the three is given, and :meth:`set_noise` will be called before
             :meth:`settle`.
 
     Raises:
-        PrivacyConfigError: if not exactly one of ``eps`` and ``noise_multiplier`` is given, or a value is out of range.
+        PrivacyConfigError: if not exactly one of ``eps``, ``noise_multiplier`` and ``risk`` is given, or a value is out of
+            range.
     """
 
     def __init__(
@@ -73,11 +77,13 @@ class Budget:
         noise_multiplier: float | None,
         accountant: AccountantName,
         schedule: Schedule | None = None,
+        risk: Target | None = None,
         noise_follows: bool = False,
     ) -> None:
-        _check(eps, delta, noise_multiplier, noise_follows)
+        _check(eps, delta, noise_multiplier, risk, noise_follows)
         get_accountant(accountant)
-        self.eps, self.accountant, self.schedule = eps, accountant, schedule
+        self.eps, self.risk, self.accountant, self.schedule = eps, risk, accountant, schedule
+        self._target = risk if eps is None else EpsilonTarget(eps, delta, accountant)
         self.ledger = PrivacyLedger()
         self.unit = "sample"
         """What the ledger counts: the unit that is added or removed."""
@@ -95,6 +101,11 @@ class Budget:
         self._incomplete = False
 
     @property
+    def target(self) -> Target | None:
+        """What must not be exceeded, as far as it is known; ``None`` to report only."""
+        return self._target
+
+    @property
     def delta(self) -> float:
         """The delta in force. Raises PrivacyError before the data set's size is known."""
         if self._delta is None:
@@ -108,7 +119,7 @@ class Budget:
         Raises PrivacyError before it is calibrated.
         """
         if self._noise_multiplier is None:
-            raise PrivacyError("the noise is calibrated to eps when training begins; it is not known yet")
+            raise PrivacyError("the noise is calibrated to the budget when training begins; it is not known yet")
         return self._noise_multiplier
 
     @property
@@ -153,8 +164,8 @@ class Budget:
 
     def set_noise(self, noise_multiplier: float) -> None:
         """Fixes the noise of the steps to come where it follows from something else than eps. Call before ``settle``."""
-        assert self.eps is None
-        _check(None, None, noise_multiplier)
+        assert self._target is None
+        _check(None, None, noise_multiplier, None)
         self._noise_multiplier = noise_multiplier
 
     def settle(self, sampler: AccountedSampler, steps: float, start: int = 0) -> None:
@@ -174,6 +185,8 @@ class Budget:
                 f"delta={self._delta:g} is not below 1/n = {1 / n:g}: a mechanism that publishes one person's record "
                 f"outright would satisfy it. Use delta=None for 1/(10 n) = {1 / (10 * n):g}, or less."
             )
+        if self._target is not None:
+            self._target = self._resolved(n)
         planned = sampler.compositions(int(steps), start) if math.isfinite(steps) else 0
         self.planned = start + steps
         if self.schedule is not None:
@@ -183,19 +196,17 @@ class Budget:
             _check_tail(sampler.event(1.0), planned, self._delta, n)
         calibrating = self._noise_multiplier is None
         if self._noise_multiplier is None:
-            assert self.eps is not None
+            assert self._target is not None
             if not math.isfinite(steps):
                 raise PrivacyConfigError(
-                    "noise cannot be calibrated to eps for training without an end. Set max_epochs or max_steps on the "
-                    "Trainer, or give DPStrategy a noise_multiplier instead of eps."
+                    f"noise cannot be calibrated to {self._target} for training without an end. Set max_epochs or max_steps on "
+                    "the Trainer, or give DPStrategy a noise_multiplier instead of a budget."
                 )
             template = sampler.event(1.0)
-            self._noise_multiplier = calibrate_noise_multiplier(
-                eps=self.eps,
-                delta=self._delta,
+            self._noise_multiplier = calibrate_to(
+                self._target,
                 sample_rate=template.sample_rate,
                 steps=max(1, planned),
-                accountant=self.accountant,
                 sampling=template.sampling,
                 tail=template.tail,
                 spent=spent,
@@ -205,13 +216,13 @@ class Budget:
         # What another sampler object drew last says nothing about a pass of this one.
         self._previous = self._previous if sampler is self._sampler else None
         self._sampler, self._event = sampler, sampler.event(self._noise_multiplier)
-        if self.eps is not None and not calibrating:
+        if self._target is not None and not calibrating:
             self._affordable = self._count_affordable(planned, start)
         self._covered = start + self._affordable
-        self.uncovered = 0 if self.eps is None else max(0, planned - self._affordable)
+        self.uncovered = 0 if self._target is None else max(0, planned - self._affordable)
         self._meter = EpsilonMeter(self._delta, self.accountant, spent)
         if planned and self._noise_multiplier > 0:
-            known = planned if self.eps is None else max(1, min(planned, self._affordable))
+            known = planned if self._target is None else max(1, min(planned, self._affordable))
             if self.schedule is None:
                 self._meter.prime(self._event, known)
             else:
@@ -219,7 +230,7 @@ class Budget:
 
     def may_step(self, step: int) -> bool:
         """Whether logical step number ``step`` fits the budget. Charges nothing."""
-        if self.eps is None or not self._costs(step):
+        if self._target is None or not self._costs(step):
             return True
         if self.schedule is None:
             return self._remaining() > 0
@@ -238,7 +249,7 @@ class Budget:
             PrivacyError: if the step would exceed the budget.
         """
         if not self.may_step(step):
-            raise PrivacyError(f"the privacy budget eps={self.eps:g} is spent; this step must not be taken")
+            raise PrivacyError(f"the privacy budget ({self._target}) is spent; this step must not be taken")
         event = self.event_of(step)
         if self._costs(step):
             self.ledger.charge(event)
@@ -280,6 +291,7 @@ class Budget:
         return {
             "ledger": self.ledger.state_dict(),
             "eps": self.eps,
+            "risk": None if self.risk is None else str(self.risk),
             "delta": self._delta,
             "noise_multiplier": self._noise_multiplier,
             "accountant": self.accountant,
@@ -302,7 +314,8 @@ class Budget:
                 "from untrained weights."
             )
         self.ledger.merge(state["ledger"])
-        if self._noise_multiplier is None and state["eps"] == self.eps and self._delta in (None, state["delta"]):
+        same = state["eps"] == self.eps and state.get("risk") == (None if self.risk is None else str(self.risk))
+        if self._noise_multiplier is None and same and self._delta in (None, state["delta"]):
             self._noise_multiplier = state["noise_multiplier"]
         if self._delta is None:
             self._delta = state["delta"]
@@ -334,34 +347,43 @@ class Budget:
         self.schedule.factor(start, self.planned)  # refuses one that stretches over a training without an end
 
     def _count_affordable(self, limit: int, start: int) -> int:
-        assert self.eps is not None
+        assert self._target is not None
         if limit < 1 or self.event.noise_multiplier == 0:
             return 0
-        if self.schedule is not None:
-            return affordable_prefix(
-                eps=self.eps,
-                delta=self.delta,
-                plan=lambda k: self.plan(start, k),
-                spent=self.ledger.entries,
-                accountant=self.accountant,
-                limit=limit,
-            )
-        return affordable_steps(
-            eps=self.eps,
-            delta=self.delta,
-            event=self.event,
+        return affordable_within(
+            self._target,
+            # Without a schedule a step may cost nothing (a shuffled pass), so compositions are counted and not steps.
+            plan=lambda k: (LedgerEntry(self.event, k),) if self.schedule is None else self.plan(start, k),
             spent=self.ledger.entries,
-            accountant=self.accountant,
             limit=limit,
         )
 
+    def _resolved(self, n: int) -> Target:
+        assert self._target is not None
+        delta_in_force = (
+            replace(self._target, delta=self.delta) if isinstance(self._target, EpsilonTarget) else self._target
+        )
+        return delta_in_force.resolved(n)
 
-def _check(eps: float | None, delta: float | None, noise_multiplier: float | None, noise_follows: bool = False) -> None:
-    if (eps is None) == (noise_multiplier is None) and not noise_follows:
-        given = "neither eps nor noise_multiplier" if eps is None else "both eps and noise_multiplier"
+
+def _check(
+    eps: float | None,
+    delta: float | None,
+    noise_multiplier: float | None,
+    risk: Target | None,
+    noise_follows: bool = False,
+) -> None:
+    budgets = {"eps": eps, "noise_multiplier": noise_multiplier, "risk": risk}
+    given = [name for name, value in budgets.items() if value is not None]
+    if len(given) != 1 and not (noise_follows and not given):
         raise PrivacyConfigError(
-            f"{given} given. Give exactly one: eps (the noise is calibrated to it, e.g. DPStrategy(eps=8)) or "
-            "noise_multiplier (eps is reported; 0 trains without privacy)."
+            f"{' and '.join(given) or 'neither eps nor noise_multiplier nor risk'} given. Give exactly one: eps (the noise is "
+            "calibrated to it, e.g. DPStrategy(eps=8)), noise_multiplier (eps is reported; 0 trains without privacy) or risk "
+            "(the noise is calibrated to a limit on an attack, e.g. DPStrategy(risk=ReconstructionRisk(gamma=0.1)))."
+        )
+    if risk is not None and (not isinstance(risk, Target) or isinstance(risk, EpsilonTarget)):
+        raise PrivacyConfigError(
+            f"risk={risk!r} must be a ReconstructionRisk or a MembershipRisk; a budget in eps is DPStrategy(eps=...)"
         )
     if eps is not None and not (_is_number(eps) and 0 < eps < math.inf):
         raise PrivacyConfigError(f"eps={eps!r} must be a positive, finite number; smaller means more private")

@@ -11,7 +11,7 @@ from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import Precision
 
-from lightning_dp.accounting import Schedule
+from lightning_dp.accounting import Schedule, Target
 from lightning_dp.accounting.accountants import AccountantName
 from lightning_dp.accounting.events import Sampling
 from lightning_dp.errors import PrivacyConfigError
@@ -41,10 +41,14 @@ class DPStrategy(PrivateTrainingStrategy):
 
     Args:
         eps: the privacy budget. The noise is calibrated to it for the planned number of steps, and the step that would
-            exceed it is never taken. Give this or ``noise_multiplier``.
+            exceed it is never taken. Give this, ``noise_multiplier`` or ``risk``.
         delta: the additive slack of (eps, delta)-differential privacy; ``None`` means 1/(10 n).
         noise_multiplier: noise standard deviation over ``max_grad_norm``; eps is then reported. 0 trains with clipping
             only: **not private**, eps = inf.
+        risk: a limit on what an attack may reach in place of eps, as ``ReconstructionRisk(gamma=0.1, kappa=1e-3)`` or
+            ``MembershipRisk(advantage=0.1)``. The noise is calibrated to it and the step that would exceed it is never
+            taken; eps is then reported. Computed by loss distributions, whatever
+            ``accountant`` says.
         max_grad_norm: clipping bound C on each unit's gradient norm. With ``clipping="per_layer"`` also a mapping from
             names of modules or parameters (patterns with ``*`` too) to bounds; C is then the root of the sum of squares.
         accountant: ``"pld"`` (tight), ``"rdp"`` or ``"prv"``.
@@ -103,6 +107,7 @@ class DPStrategy(PrivateTrainingStrategy):
         delta: float | None = None,
         *,
         noise_multiplier: float | None = None,
+        risk: Target | None = None,
         max_grad_norm: float | dict[str, float] = 1.0,
         accountant: AccountantName = "pld",
         noise_multiplier_schedule: Schedule | None = None,
@@ -131,7 +136,7 @@ class DPStrategy(PrivateTrainingStrategy):
     ) -> None:
         super().__init__(
             "dp_sgd",
-            Budget(eps, delta, noise_multiplier, accountant, noise_multiplier_schedule),
+            Budget(eps, delta, noise_multiplier, accountant, noise_multiplier_schedule, risk),
             _clipping(max_grad_norm, clipping),
             sampling=sampling,
             physical_batch_size=physical_batch_size,

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_dp.accounting import LangevinLaw, PrivacySettings
+from lightning_dp.accounting import LangevinLaw, PrivacySettings, Target
 from lightning_dp.accounting.accountants import AccountantName
 from lightning_dp.accounting.events import Sampling
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
@@ -72,6 +72,7 @@ class LangevinStrategy(PrivateTrainingStrategy):
         eps: the privacy budget, as in :class:`~lightning_dp.DPStrategy`.
         delta: the additive slack of (eps, delta)-differential privacy; ``None`` means 1/(10 n).
         noise_multiplier: noise standard deviation over ``max_grad_norm``; eps is then reported.
+        risk: a limit on an attack in place of eps, as in :class:`~lightning_dp.DPStrategy`.
         temperature: of the posterior that is sampled; ``None``: it follows.
         learning_rate: of the optimizer's parameter groups; ``None``: their own, or what follows.
         prior_scale: standard deviation s of a Gaussian prior on every parameter, set as weight decay 1/(n s^2); ``None``
@@ -122,6 +123,7 @@ class LangevinStrategy(PrivateTrainingStrategy):
         delta: float | None = None,
         *,
         noise_multiplier: float | None = None,
+        risk: Target | None = None,
         temperature: float | None = None,
         learning_rate: float | None = None,
         prior_scale: float | None = None,
@@ -153,7 +155,7 @@ class LangevinStrategy(PrivateTrainingStrategy):
         timeout: timedelta | None = None,
         start_method: StartMethod = "popen",
     ) -> None:
-        has_noise = eps is not None or noise_multiplier is not None
+        has_noise = not (eps is None and noise_multiplier is None and risk is None)
         self._tempering = Tempering(temperature, learning_rate, prior_scale, has_noise)
         self._thinning = Thinning(burn_in, thinning, max_samples)
         self._samples = PosteriorSamples(max_samples, sample_dtype, samples_dir)
@@ -162,7 +164,7 @@ class LangevinStrategy(PrivateTrainingStrategy):
         self._keeps = (0, 1)  # burn-in and distance in steps, once the plan is known
         super().__init__(
             "dp_langevin",
-            Budget(eps, delta, noise_multiplier, accountant, noise_follows=not has_noise),
+            Budget(eps, delta, noise_multiplier, accountant, risk=risk, noise_follows=not has_noise),
             Clipping.of(max_grad_norm, "flat"),
             sampling=sampling,
             physical_batch_size=physical_batch_size,

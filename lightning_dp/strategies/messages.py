@@ -14,7 +14,7 @@ def announcement(settings: PrivacySettings, world_size: int, planned_steps: floa
     """The line at the start of training: everything that eps means, in one place."""
     s = settings
     units = "samples" if s.unit == "sample" else f"units ({s.unit})"
-    budget = "reports eps" if s.eps is None else f"eps <= {s.eps:g}"
+    budget = "reports eps" if s.budget is None else s.budget if s.risk is None else f"{s.risk}; reports eps"
     return (
         f"Differential privacy: {budget} at delta={s.delta:g}, {s.relation.replace('_', '-')}; {s.sampling} sampling of "
         f"{s.dataset_size} {units}, expected batch size {s.expected_batch_size} over {world_size} process(es), "
@@ -50,8 +50,8 @@ def _gradients(s: PrivacySettings) -> str:
 def budget_is_spent(settings: PrivacySettings, steps: int) -> str:
     """The line when the budget ends training."""
     return (
-        f"The privacy budget eps={settings.eps:g} at delta={settings.delta:g} is spent after {steps} steps: training stops "
-        "here. More steps need a larger eps, or noise calibrated to more steps from the start."
+        f"The privacy budget {_limit(settings)} is spent after {steps} steps: training stops here. More steps need a larger "
+        f"{'eps' if settings.risk is None else 'limit'}, or noise calibrated to more steps from the start."
     )
 
 
@@ -72,9 +72,14 @@ def plan_exceeds_budget(settings: PrivacySettings, uncovered: int) -> str:
     """Warning at the start of a run that the budget will end before the plan does."""
     what = "passes" if settings.sampling == "shuffle" else "steps"
     return (
-        f"The budget eps={settings.eps:g} does not cover the last {uncovered} of the planned {what}: the noise was calibrated "
-        "to fewer. Training stops when the budget is spent. Plan all steps from the start, or give a larger eps."
+        f"The budget {_limit(settings)} does not cover the last {uncovered} of the planned {what}: the noise was calibrated to "
+        "fewer. Training stops when the budget is spent. Plan all steps from the start, or give a larger one."
     )
+
+
+def _limit(settings: PrivacySettings) -> str:
+    """The budget that ends a run."""
+    return f"eps={settings.eps:g} at delta={settings.delta:g}" if settings.risk is None else f"({settings.risk})"
 
 
 def chain(

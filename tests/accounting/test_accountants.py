@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,7 +136,7 @@ def test_both_directions_are_in_the_answer() -> None:
         assert composition.delta(eps) == max(composition.delta_remove(eps), composition.delta_add(eps))
     assert composition.delta_remove(0.0) == pytest.approx(composition.delta_add(0.0), rel=1e-3)
     assert composition.delta_remove(2.0) > 1.2 * composition.delta_add(2.0)
-    swapped = type(composition)(remove=composition.add, add=composition.remove, rounding=composition.rounding)
+    swapped = replace(composition, remove=composition.add, add=composition.remove)
     assert swapped.epsilon(1e-5) == composition.epsilon(1e-5)
     assert swapped.delta(1.0) == composition.delta(1.0)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lightning_dp.accounting import GaussianEvent, LedgerEntry, get_accountant, privacy_spent
-from lightning_dp.accounting.spent import _rounded_up
+from lightning_dp.accounting.spent import rounded_up
 from lightning_dp.errors import PrivacyConfigError
 
 POISSON = LedgerEntry(GaussianEvent(1.0, 0.0043), 1000)
@@ -17,7 +17,7 @@ def test_the_sentence_says_everything() -> None:
     text = str(spent)
     assert "\n" not in text
     for part in (
-        _rounded_up(spent.eps),
+        rounded_up(spent.eps),
         "1e-05",
         "add or remove one",
         "Poisson sampling, q = 0.0043",
@@ -56,8 +56,8 @@ def test_the_curve_behind_the_number() -> None:
 
 
 @pytest.mark.parametrize("eps", [1e-7, 0.0123456, 1.00001, 3.53949999, 9.99999, 99.9951, 123456.0, 1e9 + 1])
-def test_a_printed_eps_is_rounded_up(eps: float) -> None:
-    assert eps <= float(_rounded_up(eps)) <= eps * 1.0011
+def test_a_printed_eps_isrounded_up(eps: float) -> None:
+    assert eps <= float(rounded_up(eps)) <= eps * 1.0011
 
 
 def test_an_impossible_delta_is_refused() -> None:

@@ -517,7 +517,7 @@ ACCOUNTING_FAULTS = (
     ),
     _mutant(
         "the budget never ends", BUDGET,
-        "if self.eps is None or not self._costs(step):", "if True:",
+        "if self._target is None or not self._costs(step):", "if True:",
         "tests/strategies/test_budget.py::test_a_second_fit_stops_at_once_and_says_so",
         "tests/strategies/test_budget.py::test_a_resumed_run_stops_before_it_overshoots",
     ),
@@ -607,6 +607,63 @@ STRATEGY_FAULTS = (
     ),
 )  # fmt: skip
 
+TARGETS = "lightning_dp/accounting/targets.py"
+ROBUSTNESS = "lightning_dp/accounting/risk/reconstruction.py"
+WORST_CASE = "tests/accounting/risk/test_reconstruction.py"
+RISK_RUNS = "tests/strategies/test_risk_budget.py"
+RISK_FAULTS = (
+    _mutant(
+        "the trade-off curve is read in the wrong direction", "lightning_dp/accounting/pld.py",
+        "return _least(self.delta_remove if remove else self.delta_add, level)",
+        "return _least(self.delta_add if remove else self.delta_remove, level)",
+        f"{WORST_CASE}::test_the_papers_direction_has_the_run_without_the_sample_as_null",
+        f"{WORST_CASE}::test_composed_subsampled_table",
+    ),
+    _mutant(
+        "the better direction counts", ROBUSTNESS,
+        "side: Side = max(found,", "side: Side = min(found,",
+        f"{WORST_CASE}::test_the_papers_direction_has_the_run_without_the_sample_as_null",
+    ),
+    _mutant(
+        "a bound above a line is taken for one below", "lightning_dp/accounting/pld.py",
+        "        return delta(eps) + math.exp(eps) * level\n", "        return delta(eps) + eps * level\n",
+        f"{WORST_CASE}::test_composed_subsampled_table",
+    ),
+    _mutant(
+        "cut draws cost no risk", ROBUSTNESS,
+        "min(1.0, composition.power(kappa, remove) + failure(entries))", "min(1.0, composition.power(kappa, remove))",
+        f"{WORST_CASE}::test_cut_draws_are_added",
+    ),
+    _mutant(
+        "kappa of a guess among n is smaller than it is", "lightning_dp/accounting/risk/closed_forms.py",
+        "return 1.0 / dataset_size", "return 0.1 / dataset_size",
+        "tests/accounting/risk/test_closed_forms.py::test_kappa_of",
+        "tests/accounting/test_targets.py::test_kappa_is_filled_in",
+    ),
+    _mutant(
+        "the blind guess comes on top of gamma", TARGETS,
+        "        return self.gamma - self._kappa\n", "        return self.gamma\n",
+        "tests/accounting/test_targets.py::test_the_calibrated_number_is_the_reported_one",
+    ),
+    _mutant(
+        "noise makes up for participation that it does not hide", "lightning_dp/accounting/participation.py",
+        "    remove = gains[0] + np.sum(beyond[:-1] * np.maximum(np.diff(gains), 0.0)) + beyond[-1]\n",
+        "    remove = gains[0]\n",
+        f"{WORST_CASE}::test_the_limits_of_noise",
+    ),
+    _mutant(
+        "a risk is calibrated to and not enforced", BUDGET,
+        "if self._target is None or not self._costs(step):", "if self.eps is None or not self._costs(step):",
+        f"{RISK_RUNS}::test_a_longer_plan_ends_with_the_risk",
+    ),
+    _mutant(
+        "noise calibrated to another risk is taken over", BUDGET,
+        'same = state["eps"] == self.eps and state.get("risk") == (None if self.risk is None else str(self.risk))',
+        'same = state["eps"] == self.eps',
+        f"{RISK_RUNS}::test_a_resumed_run_goes_on_with_what_is_left",
+    ),
+)  # fmt: skip
+
 CHAIN = "lightning_dp/strategies/langevin.py"
 CHAIN_TESTS = "tests/strategies/test_langevin.py"
 
@@ -668,5 +725,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *ACCOUNTING_FAULTS,
     *MANUAL_FAULTS,
     *STRATEGY_FAULTS,
+    *RISK_FAULTS,
     *LANGEVIN_FAULTS,
 )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_dp import DPStrategy, PrivacyConfigError, PrivacyError
+from lightning_dp import DPStrategy, MembershipRisk, PrivacyConfigError, PrivacyError, ReconstructionRisk
+from lightning_dp.accounting import EpsilonTarget
 from tests.strategies.helpers import Tiny, dataset, fit, flat, loader, strategy, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")
@@ -26,7 +27,11 @@ NAN, INF = math.nan, math.inf
         *(({"eps": 1, "delta": delta}, "delta=") for delta in (0, 1, 1.5, -1e-5, NAN, True, "1e-5")),
         ({}, "neither eps nor noise_multiplier"),
         ({"delta": 1e-5}, "neither eps nor noise_multiplier"),
-        ({"eps": 1, "noise_multiplier": 1}, "both eps and noise_multiplier"),
+        ({"eps": 1, "noise_multiplier": 1}, "eps and noise_multiplier given"),
+        ({"eps": 1, "risk": ReconstructionRisk(0.1, 0.01)}, "eps and risk given"),
+        ({"noise_multiplier": 1, "risk": MembershipRisk(advantage=0.1)}, "noise_multiplier and risk given"),
+        ({"risk": 0.1}, "ReconstructionRisk or a MembershipRisk"),
+        ({"risk": EpsilonTarget(8.0)}, "DPStrategy.eps="),
         *(({"noise_multiplier": noise}, "noise_multiplier=") for noise in (-1, NAN, INF, True, "1")),
         ({"eps": 1, "accountant": "moments"}, "moments"),
         ({"eps": 1, "sampling": "fixed"}, "fixed"),

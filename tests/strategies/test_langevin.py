@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_dp.cli
-from lightning_dp import LangevinStrategy, PrivacyAccountant, PrivacyConfigError, PrivacyError
+from lightning_dp import (
+    DPStrategy,
+    LangevinStrategy,
+    MembershipRisk,
+    PrivacyAccountant,
+    PrivacyConfigError,
+    PrivacyError,
+)
 from lightning_dp.accounting import LangevinLaw
 from lightning_dp.posterior import PolynomialStepSize, PosteriorPredictor
 from lightning_dp.strategies.base import CHECKPOINT_KEY
@@ -158,7 +165,7 @@ def test_all_three_are_accepted_if_they_agree_and_refused_with_numbers_if_not() 
     [
         ({}, "neither eps, noise_multiplier nor temperature"),
         ({"learning_rate": 0.1}, "neither eps"),
-        ({"eps": 1.0, "noise_multiplier": 1.0}, "both eps and noise_multiplier"),
+        ({"eps": 1.0, "noise_multiplier": 1.0}, "eps and noise_multiplier given"),
         ({"eps": 1.0, "temperature": 0.0}, "temperature=0.0 must be a positive"),
         ({"eps": 1.0, "prior_scale": -1.0}, "prior_scale"),
         ({"eps": 1.0, "max_samples": 0}, "max_samples"),
@@ -203,10 +210,12 @@ def test_the_prior_is_weight_decay() -> None:
 
 
 # --- the guarantee ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("budget", [{"eps": 3.0}, {"noise_multiplier": 1.0}, {"risk": MembershipRisk(0.2)}], ids=str)
 @pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
-def test_it_costs_what_dp_sgd_costs(sampling: Any) -> None:
+def test_it_costs_what_dp_sgd_costs(sampling: Any, budget: dict[str, Any]) -> None:
     """Equal noise, rate and steps: equal ledgers and equal eps, however many samples are kept."""
-    plain, chain = strategy(sampling=sampling), langevin(sampling=sampling, burn_in=0, thinning=1)
+    plain = DPStrategy(sampling=sampling, **budget)
+    chain = LangevinStrategy(sampling=sampling, burn_in=0, thinning=1, **budget)
     fit(Tiny(), plain)
     fit(Tiny(), chain)
     assert chain.ledger.entries == plain.ledger.entries
