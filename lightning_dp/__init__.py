@@ -7,11 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_dp.accounting import MembershipRisk, ReconstructionRisk
-from lightning_dp.callbacks import PrivacyAccountant
+from lightning_dp.callbacks import PosteriorCalibration, PrivacyAccountant
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.inspection import inspect
 from lightning_dp.models import replace_batch_norm
-from lightning_dp.strategies import BAMStrategy, DPStrategy
+from lightning_dp.posterior import PosteriorPredictor
+from lightning_dp.strategies import BAMStrategy, DPStrategy, LangevinStrategy
 
 try:
     __version__ = version("lightning-dp")
@@ -21,7 +22,10 @@ except PackageNotFoundError:  # run from a source tree that was not installed
 __all__ = (
     "BAMStrategy",
     "DPStrategy",
+    "LangevinStrategy",
     "MembershipRisk",
+    "PosteriorCalibration",
+    "PosteriorPredictor",
     "PrivacyAccountant",
     "PrivacyConfigError",
     "PrivacyError",
@@ -41,4 +45,11 @@ if "dp_sgd" not in StrategyRegistry:
 if "dp_bam" not in StrategyRegistry:
     StrategyRegistry.register(
         "dp_bam", BAMStrategy, "bias-aware minimisation with the default budget eps = 8 at delta = 1/(10 n)", eps=8.0
+    )
+if "dp_langevin" not in StrategyRegistry:
+    StrategyRegistry.register(
+        "dp_langevin",
+        LangevinStrategy,
+        "DP-SGD as Langevin dynamics, predictions averaged over posterior samples; eps = 8 at delta = 1/(10 n)",
+        eps=8.0,
     )

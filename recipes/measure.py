@@ -17,33 +17,42 @@ from importlib.metadata import version
 from lightning_dp.cli import command_line
 
 
-def measure(config: str, seed: int, metric: str, overrides: list[str]) -> tuple[float, float, str]:
-    """One run: the metric, seconds for data, training and accounting, and what was spent."""
+def measure(config: str, seed: int, metrics: list[str], overrides: list[str]) -> tuple[list[float], float, str]:
+    """One run: the metrics, seconds for data, training and accounting, and what was spent."""
     start = time.perf_counter()
     arguments = [f"--config={config}", f"--seed_everything={seed}", "--trainer.enable_progress_bar=false", *overrides]
     run = command_line(arguments, run=False)
     run.trainer.fit(run.model, run.datamodule)
-    evaluate = run.trainer.validate if metric.startswith("val") else run.trainer.test
+    evaluate = run.trainer.validate if metrics[0].startswith("val") else run.trainer.test
     (result,) = evaluate(run.model, run.datamodule, verbose=False)
-    return result[metric], time.perf_counter() - start, str(run.trainer.strategy.privacy_spent())
+    return (
+        [result[metric] for metric in metrics],
+        time.perf_counter() - start,
+        str(run.trainer.strategy.privacy_spent()),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--metric", default="test/accuracy")
+    parser.add_argument("--metric", nargs="+", default=["test/accuracy"], help="of validation or of test, not both")
     arguments, overrides = parser.parse_known_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     values = []
     for seed in arguments.seeds:
-        value, seconds, spent = measure(arguments.config, seed, arguments.metric, overrides)
-        values.append(value)
-        print(f"seed {seed}: {arguments.metric} {value:.4f} in {seconds:.0f} s; {spent}", flush=True)
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        found, seconds, spent = measure(arguments.config, seed, arguments.metric, overrides)
+        values.append(found)
+        shown = ", ".join(f"{metric} {value:.4f}" for metric, value in zip(arguments.metric, found, strict=True))
+        print(f"seed {seed}: {shown} in {seconds:.0f} s; {spent}", flush=True)
     names = ", ".join(f"{name} {version(name)}" for name in ("lightning-dp", "lightning", "torch", "dp-accounting"))
-    print(f"mean {statistics.mean(values):.4f}, standard deviation {spread:.4f} over {len(values)} seeds ({names})")
+    for metric, of_metric in zip(arguments.metric, zip(*values, strict=True), strict=True):
+        spread = statistics.stdev(of_metric) if len(of_metric) > 1 else 0.0
+        print(
+            f"{metric}: mean {statistics.mean(of_metric):.4f}, standard deviation {spread:.4f} over {len(values)} seeds"
+        )
+    print(names)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from lightning_dp.accounting.sensitivity_index import SensitivityIndex, equivale
 from lightning_dp.accounting.settings import PrivacySettings
 from lightning_dp.accounting.spent import PrivacySpent, privacy_spent
 from lightning_dp.accounting.targets import EpsilonTarget, MembershipRisk, ReconstructionRisk, Target
+from lightning_dp.accounting.temperature import LangevinLaw
 from lightning_dp.accounting.tradeoff import TradeOffCurve
 
 __all__ = (
@@ -57,6 +58,7 @@ __all__ = (
     "EquivalentBudget",
     "FromScratchAttack",
     "GaussianEvent",
+    "LangevinLaw",
     "LedgerEntry",
     "LinearSchedule",
     "MembershipBound",

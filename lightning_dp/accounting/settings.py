@@ -33,6 +33,7 @@ class PrivacySettings:
         max_grad_norm_schedule: factors on the bound, in words; ``None`` for none.
         post_processing: names of the parameters that the user declared to be trained by post-processing.
         unit: what is added or removed: ``"sample"``, or the name of the ids (``"patient_id"``).
+        temperature: of Langevin dynamics, at the first step; ``None`` for other mechanisms.
     """
 
     mechanism: str
@@ -52,6 +53,7 @@ class PrivacySettings:
     max_grad_norm_schedule: str | None = None
     post_processing: str | None = None
     unit: str = "sample"
+    temperature: float | None = None
     risk: str | None = None
 
     @property

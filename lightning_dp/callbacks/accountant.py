@@ -128,6 +128,7 @@ def summary_text(spent: PrivacySpent, settings: PrivacySettings, releases: list[
             else []
         ),
         *([("bound schedule", settings.max_grad_norm_schedule)] if settings.max_grad_norm_schedule is not None else []),
+        *([("temperature", f"{settings.temperature:.4g}")] if settings.temperature is not None else []),
         ("accountant", spent.accountant),
         (
             "membership attack",

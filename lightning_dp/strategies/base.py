@@ -533,8 +533,12 @@ class PrivateTrainingStrategy(ProcessStrategy):
             self._trainer.fit_loop.setup_data()
         if self._sampler is None:
             return
+        self._before_settling(self._sampler)
         self._budget.settle(self._sampler, self._planned_draws(), self._position)
         self._settled, self._settled_at = True, self._trainer.global_step
+
+    def _before_settling(self, sampler: LogicalSampler) -> None:
+        """What a mechanism fixes as soon as the data are known and before the budget is settled; here nothing."""
 
     def _planned_draws(self) -> float:
         """How many batches are still to come: steps of the optimizer where Lightning takes them, one a batch."""

@@ -62,6 +62,8 @@ class Budget:
         accountant: ``"pld"``, ``"rdp"`` or ``"prv"``.
         schedule: factors on the noise multiplier, step by step; each step is charged with its own event.
         risk: a budget in terms of an attack's success in place of ``eps``, which is then reported.
+        noise_follows: none of the three is given, and :meth:`set_noise` will be called before
+            :meth:`settle`.
 
     Raises:
         PrivacyConfigError: if not exactly one of ``eps``, ``noise_multiplier`` and ``risk`` is given, or a value is out of
@@ -76,8 +78,9 @@ class Budget:
         accountant: AccountantName,
         schedule: Schedule | None = None,
         risk: Target | None = None,
+        noise_follows: bool = False,
     ) -> None:
-        _check(eps, delta, noise_multiplier, risk)
+        _check(eps, delta, noise_multiplier, risk, noise_follows)
         get_accountant(accountant)
         self.eps, self.risk, self.accountant, self.schedule = eps, risk, accountant, schedule
         self._target = risk if eps is None else EpsilonTarget(eps, delta, accountant)
@@ -158,6 +161,12 @@ class Budget:
         if segment != self.ledger.segment and self.ledger.segment not in old["segments"]:
             self.ledger = PrivacyLedger(segment)
             self.ledger.merge(old)
+
+    def set_noise(self, noise_multiplier: float) -> None:
+        """Fixes the noise of the steps to come where it follows from something else than eps. Call before ``settle``."""
+        assert self._target is None
+        _check(None, None, noise_multiplier, None)
+        self._noise_multiplier = noise_multiplier
 
     def settle(self, sampler: AccountedSampler, steps: float, start: int = 0) -> None:
         """Fixes delta and the noise for ``steps`` planned steps of ``sampler`` from ``start`` on, and what is affordable.
@@ -357,10 +366,16 @@ class Budget:
         return delta_in_force.resolved(n)
 
 
-def _check(eps: float | None, delta: float | None, noise_multiplier: float | None, risk: Target | None) -> None:
+def _check(
+    eps: float | None,
+    delta: float | None,
+    noise_multiplier: float | None,
+    risk: Target | None,
+    noise_follows: bool = False,
+) -> None:
     budgets = {"eps": eps, "noise_multiplier": noise_multiplier, "risk": risk}
     given = [name for name, value in budgets.items() if value is not None]
-    if len(given) != 1:
+    if len(given) != 1 and not (noise_follows and not given):
         raise PrivacyConfigError(
             f"{' and '.join(given) or 'neither eps nor noise_multiplier nor risk'} given. Give exactly one: eps (the noise is "
             "calibrated to it, e.g. DPStrategy(eps=8)), noise_multiplier (eps is reported; 0 trains without privacy) or risk "

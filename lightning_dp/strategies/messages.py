@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from lightning_dp.accounting import PrivacySettings
+from collections.abc import Sequence
 
-__all__ = ("announcement", "budget_is_spent", "not_private", "plan_exceeds_budget")
+from lightning_dp.accounting import LangevinLaw, PrivacySettings
+from lightning_dp.posterior import PosteriorSamples
+
+__all__ = ("announcement", "budget_is_spent", "chain", "kept_samples", "not_private", "plan_exceeds_budget")
 
 
 def announcement(settings: PrivacySettings, world_size: int, planned_steps: float) -> str:
@@ -77,3 +80,37 @@ def plan_exceeds_budget(settings: PrivacySettings, uncovered: int) -> str:
 def _limit(settings: PrivacySettings) -> str:
     """The budget that ends a run."""
     return f"eps={settings.eps:g} at delta={settings.delta:g}" if settings.risk is None else f"({settings.risk})"
+
+
+def chain(
+    law: LangevinLaw,
+    noise_multiplier: float,
+    learning_rate: float,
+    weight_decays: Sequence[float],
+    changes: Sequence[str],
+) -> str:
+    """The line about a Langevin chain: its temperature, its prior, and what was set in the optimizer."""
+    temperature = law.temperature(learning_rate, noise_multiplier)
+    scales = ", ".join(_prior(law, decay) for decay in sorted(set(weight_decays)))
+    return (
+        f"Langevin dynamics: temperature {temperature:.4g} = lr sigma^2 C^2 n / (2 B^2) at learning rate {learning_rate:.4g} "
+        f"and noise multiplier {noise_multiplier:.4g}; prior {scales}."
+        + (f" {'; '.join(changes).capitalize()}." if changes else "")
+        + " Clipping biases the drift: the samples are approximate."
+    )
+
+
+def kept_samples(burn_in: int, every: int, samples: PosteriorSamples) -> str:
+    """The line about which iterates are kept."""
+    where = "in memory and in checkpoints" if samples.folder is None else f"in {samples.folder}"
+    which = "every iterate" if every == 1 else f"one iterate in {every}"
+    return (
+        f"Posterior samples: after {burn_in} steps {which}, at most the last {samples.max_samples}, {where} as "
+        f"{samples.dtype}; post-processing of accounted steps, so they cost no privacy."
+    )
+
+
+def _prior(law: LangevinLaw, weight_decay: float) -> str:
+    if weight_decay == 0:
+        return "flat (weight_decay 0)"
+    return f"N(0, s^2) with s = {law.prior_scale(weight_decay):.4g} (weight_decay {weight_decay:.4g})"

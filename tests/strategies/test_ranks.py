@@ -116,6 +116,22 @@ def test_ranks_hold_equal_networks_after_manual_steps(ranks: tuple[Found, Found,
     assert not torch.equal(first["gan"]["parameters"], alone["gan"]["parameters"])
 
 
+@pytest.mark.parametrize("name", ["langevin", "langevin_on_disk"])
+def test_ranks_hold_equal_posterior_samples(name: str, ranks: tuple[Found, Found, Found]) -> None:
+    """Bit for bit, in memory or in one folder; test and calibration average them over the data of both ranks."""
+    first, second, alone = (r[name] for r in ranks)
+    assert first["steps"] == second["steps"] == alone["steps"] == (4, 6, 8)
+    for a, b in zip(first["samples"], second["samples"], strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert first["temperature"] == second["temperature"] == alone["temperature"]
+    assert first["ledger"] == second["ledger"] == alone["ledger"] == 8
+    assert first["eps"] == alone["eps"]
+    assert first["result"] == pytest.approx(second["result"])
+    assert first["result"]["loss"] == pytest.approx(first["result"]["test/posterior_nll"], rel=1e-5)
+    if name == "langevin_on_disk":  # without noise the number of ranks changes nothing
+        assert first["result"] == pytest.approx(alone["result"], rel=1e-2, abs=1e-3)
+
+
 def test_eps_does_not_depend_on_the_number_of_ranks(ranks: tuple[Found, Found, Found]) -> None:
     assert len({r["noisy"]["eps"] for r in ranks}) == len({r["noisy"]["noise_multiplier"] for r in ranks}) == 1
     assert 2.94 < ranks[0]["noisy"]["eps"] <= 3

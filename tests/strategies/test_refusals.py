@@ -25,7 +25,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_dp import BAMStrategy, DPStrategy, PrivacyConfigError
+from lightning_dp import BAMStrategy, DPStrategy, LangevinStrategy, PrivacyConfigError
 from lightning_dp.sampling import why_not_private
 from lightning_dp.strategies import REFUSALS, Refusal
 from lightning_dp.strategies.refusals import Subject
@@ -127,6 +127,28 @@ class Plateau(Tiny):
 
 def foreign(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD([*parameters, nn.Parameter(torch.zeros(2))], 0.1)
+
+
+def langevin(**arguments: Any) -> LangevinStrategy:
+    if "eps" not in arguments:
+        arguments.setdefault("noise_multiplier", 1.0)
+    return LangevinStrategy(**arguments)
+
+
+def nesterov(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(parameters, 0.1)
+    optimizer.param_groups[0]["nesterov"] = True
+    return optimizer
+
+
+def halves(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD([{"params": parameters[:2], "lr": 0.2}, {"params": parameters[2:]}], 0.1)
+
+
+class Decaying(Tiny):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
 
 
 def lightning_callbacks(*made: Callable[[], cb.Callback]) -> Callable[[], dict[str, Any]]:
@@ -262,6 +284,22 @@ ROWS: list[tuple[str, Case]] = [
     ),
     ("foreign_parameters", Case("1 parameters", "attribute of the module", lambda: Tiny(optimizer=foreign))),
     ("scheduler_monitors", Case("train_loss", "val_", Plateau)),
+    ("langevin_manual_optimization", Case("automatic_optimization=False", "DPStrategy", manual, plugin=langevin)),
+    ("langevin_optimizer", Case("momentum=0.9", "without momentum", lambda: Tiny(momentum=0.9), plugin=langevin)),
+    ("langevin_optimizer", Case("nesterov=True", "torch.optim.SGD", lambda: Tiny(optimizer=nesterov), plugin=langevin)),
+    ("langevin_optimizer", Case("Adam", "torch.optim.SGD", lambda: Tiny(optimizer=torch.optim.Adam), plugin=langevin)),
+    (
+        "langevin_parameter_groups",
+        Case("(0.1, 0.2)", "one learning rate", lambda: Tiny(optimizer=halves), plugin=langevin),
+    ),
+    (
+        "langevin_schedulers",
+        Case("scheduler moves it", "Remove", Decaying, strategy={"eps": 3.0, "temperature": 0.1}, plugin=langevin),
+    ),
+    (
+        "langevin_schedulers",
+        Case("learning_rate", "neither", Decaying, strategy={"learning_rate": 0.1}, plugin=langevin),
+    ),
 ]
 
 
@@ -361,6 +399,7 @@ def test_no_row_hides_behind_another(row: Refusal) -> None:
                 splits="physical_batch_size" in case.strategy,
                 post_processing=tuple(case.strategy.get("post_processing", ())),
                 ascends=case.plugin is BAMStrategy,
+                langevin=case.plugin is langevin,
             )
             messages.append(row.check(subject))
     assert any(messages)

@@ -7,7 +7,7 @@ the training loader live with the sampler (:func:`lightning_dp.sampling.why_not_
 
 from __future__ import annotations
 
-from lightning_dp.strategies.refusals import manual, module, optimizers, trainer  # noqa: F401  (importing fills the table)
+from lightning_dp.strategies.refusals import langevin, manual, module, optimizers, trainer  # noqa: F401  (importing fills the table)
 from lightning_dp.strategies.refusals.table import REFUSALS, Refusal, Subject, refuse
 
 __all__ = ("REFUSALS", "Refusal", "Subject", "refuse")

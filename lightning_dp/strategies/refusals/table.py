@@ -43,6 +43,8 @@ class Subject:
     adapts: bool = False
     post_processing: tuple[str, ...] = ()
     ascends: bool = False
+    langevin: bool = False
+    fixes_learning_rate: bool = False
 
     def declared(self) -> list[str]:
         """Names of the parameters that are declared to be trained by post-processing."""

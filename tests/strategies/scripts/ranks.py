@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from lightning_dp import BAMStrategy
+from lightning_dp import BAMStrategy, LangevinStrategy, PosteriorCalibration
 from tests.strategies.gan import GAN
-from tests.strategies.helpers import Tiny, flat, loader, strategy, trainer
+from tests.strategies.helpers import Tiny, dataset, flat, loader, strategy, trainer
 
 WIDE = 25_000  # coordinates whose noise is looked at
 OWNERS = [i * i % 37 for i in range(64)]  # 19 units with 1 to 4 samples each
@@ -71,6 +73,29 @@ def run_gan(fit: dict[str, Any], **plugin: Any) -> dict[str, Any]:
     return {"parameters": flat(module), "ledger": private.ledger.steps, "discriminator": module.seen["discriminator"]}
 
 
+def run_langevin(fit: dict[str, Any], **plugin: Any) -> dict[str, Any]:
+    module = Probing()
+    private = LangevinStrategy(timeout=timedelta(seconds=60), burn_in=2, thinning=2, **plugin)
+    trained = trainer(private, callbacks=[PosteriorCalibration()], **fit)
+    trained.fit(module, loader(64, 16))
+    held_out = DataLoader(dataset(32, seed=5), batch_size=8)
+    result = trained.test(module, held_out, verbose=False)[0]
+    return {
+        "parameters": flat(module),
+        "ledger": private.ledger.steps,
+        "eps": private.privacy_spent().eps,
+        "temperature": private.temperature,
+        "steps": private.posterior.steps,
+        "samples": [dict(sample) for sample in private.posterior],
+        "result": result,
+    }
+
+
+class Probing(Tiny):
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("loss", F.cross_entropy(self(batch[0]), batch[1]), sync_dist=True)
+
+
 def main(folder: Path, devices: int) -> None:
     exact: dict[str, Any] = {"noise_multiplier": 0, "seed": 7, "max_grad_norm": 0.3}
     one: dict[str, Any] = {"devices": devices, "max_epochs": 1}
@@ -85,6 +110,10 @@ def main(folder: Path, devices: int) -> None:
         "gan": run_gan(one, noise_multiplier=1.0),
         "adaptive": run(Kept(), usual, one, clipping="adaptive", physical_batch_size=3, **exact),
         "adaptive_noisy": run(Kept(), usual, one, clipping="adaptive", noise_multiplier=1.0),
+        "langevin": run_langevin(two, noise_multiplier=1.0),
+        "langevin_on_disk": run_langevin(
+            two, samples_dir=folder / f"samples-{devices}", sample_dtype="float16", **exact
+        ),
         "units": run(Kept(), loader(64, 8), two, unit=OWNERS, max_rows_per_unit=3, physical_batch_size=4, **exact),
         "cut": run(Kept(), usual, two, sampling="truncated_poisson", max_batch_size=17, **exact),
         "bam": run(Kept(momentum=0.9), usual, two, radius=0.3, physical_batch_size=3, **exact),
