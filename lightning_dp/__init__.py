@@ -11,7 +11,7 @@ from lightning_dp.callbacks import PrivacyAccountant
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.inspection import inspect
 from lightning_dp.models import replace_batch_norm
-from lightning_dp.strategies import BAMStrategy, DPStrategy
+from lightning_dp.strategies import BAMStrategy, DPStrategy, NeuralDPStrategy
 
 try:
     __version__ = version("lightning-dp")
@@ -22,6 +22,7 @@ __all__ = (
     "BAMStrategy",
     "DPStrategy",
     "MembershipRisk",
+    "NeuralDPStrategy",
     "PrivacyAccountant",
     "PrivacyConfigError",
     "PrivacyError",
@@ -41,4 +42,11 @@ if "dp_sgd" not in StrategyRegistry:
 if "dp_bam" not in StrategyRegistry:
     StrategyRegistry.register(
         "dp_bam", BAMStrategy, "bias-aware minimisation with the default budget eps = 8 at delta = 1/(10 n)", eps=8.0
+    )
+if "neural_dp" not in StrategyRegistry:
+    StrategyRegistry.register(
+        "neural_dp",
+        NeuralDPStrategy,
+        "Training on inputs that were clipped and noised once, with the default budget eps = 8 at delta = 1/(10 n)",
+        eps=8.0,
     )
