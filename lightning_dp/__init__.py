@@ -12,7 +12,7 @@ from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.inspection import inspect
 from lightning_dp.models import replace_batch_norm
 from lightning_dp.posterior import PosteriorPredictor
-from lightning_dp.strategies import BAMStrategy, DPStrategy, LangevinStrategy
+from lightning_dp.strategies import BAMStrategy, DPStrategy, LangevinStrategy, NeuralDPStrategy
 
 try:
     __version__ = version("lightning-dp")
@@ -24,6 +24,7 @@ __all__ = (
     "DPStrategy",
     "LangevinStrategy",
     "MembershipRisk",
+    "NeuralDPStrategy",
     "PosteriorCalibration",
     "PosteriorPredictor",
     "PrivacyAccountant",
@@ -51,5 +52,12 @@ if "dp_langevin" not in StrategyRegistry:
         "dp_langevin",
         LangevinStrategy,
         "DP-SGD as Langevin dynamics, predictions averaged over posterior samples; eps = 8 at delta = 1/(10 n)",
+        eps=8.0,
+    )
+if "neural_dp" not in StrategyRegistry:
+    StrategyRegistry.register(
+        "neural_dp",
+        NeuralDPStrategy,
+        "Training on inputs that were clipped and noised once, with the default budget eps = 8 at delta = 1/(10 n)",
         eps=8.0,
     )

@@ -1,6 +1,7 @@
 """Accounting: from mechanism events to eps, noise, and bounds on attackers; no torch, no Lightning.
 
-Every eps and delta of this package is an upper bound under the add-or-remove-one relation.
+Every eps and delta of this package is an upper bound under the neighbouring relation that its events name:
+add-or-remove-one for training, and add-or-remove-one or replace-one for noisy releases.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from lightning_dp.accounting.calibration import (
     calibrate_to,
     eps_within,
 )
-from lightning_dp.accounting.events import RELATION, GaussianEvent
+from lightning_dp.accounting.events import RELATION, Event, GaussianEvent, RandomizedResponseEvent, Relation
 from lightning_dp.accounting.ledger import LedgerEntry, PrivacyLedger
 from lightning_dp.accounting.meter import EpsilonMeter
 from lightning_dp.accounting.prv import PRVAccountant
+from lightning_dp.accounting.releases import RELEASE_SENSITIVITY, release_event
 from lightning_dp.accounting.risk import (
     FromScratchAttack,
     MembershipBound,
@@ -51,12 +53,14 @@ from lightning_dp.accounting.tradeoff import TradeOffCurve
 
 __all__ = (
     "RELATION",
+    "RELEASE_SENSITIVITY",
     "Accountant",
     "CosineSchedule",
     "EpsilonMeter",
     "EpsilonTarget",
     "EquivalentBudget",
     "FromScratchAttack",
+    "Event",
     "GaussianEvent",
     "LangevinLaw",
     "LedgerEntry",
@@ -74,6 +78,8 @@ __all__ = (
     "RelaxedRisk",
     "RiskCorridor",
     "RiskRow",
+    "RandomizedResponseEvent",
+    "Relation",
     "Schedule",
     "SensitivityIndex",
     "StepSchedule",
@@ -103,4 +109,5 @@ __all__ = (
     "relaxed_risk",
     "risk_corridor",
     "subsampled_gamma",
+    "release_event",
 )

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, Protocol, get_args
 
+from typing_extensions import override
+
 from lightning_dp.accounting import pld
 from lightning_dp.accounting.gaussian import gaussian_delta, gaussian_epsilon, gaussian_power
-from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
+from lightning_dp.accounting.ledger import LedgerEntry, gaussian_steps, merge_entries, relation_of
 from lightning_dp.accounting.participation import participation_delta, participation_epsilon, participation_powers
 from lightning_dp.accounting.renyi import rdp_delta, rdp_epsilon, rdp_of_entries, rdp_power
+from lightning_dp.accounting.responses import delta_beside, epsilon_beside, without_responses
 from lightning_dp.errors import PrivacyConfigError
 
-__all__ = ("Accountant", "AccountantName", "PLDAccountant", "RDPAccountant", "get_accountant")
+__all__ = (
+    "Accountant",
+    "AccountantName",
+    "ClosedFormAccountant",
+    "ComposingAccountant",
+    "PLDAccountant",
+    "RDPAccountant",
+    "get_accountant",
+)
 
 AccountantName = Literal["pld", "rdp", "prv"]
 
@@ -22,7 +34,7 @@ _NO_NOISE = 1e-100
 
 
 class Accountant(Protocol):
-    """Turns ledger entries into a guarantee under the add-or-remove-one relation.
+    """Turns ledger entries into a guarantee under the one neighbouring relation that they have.
 
     An empty ledger has spent nothing (0.0); an entry without noise has spent everything (eps inf, delta 1).
     """
@@ -57,7 +69,7 @@ def check_eps(eps: float, *, zero: bool = False) -> float:
 
 def without_noise(entries: Sequence[LedgerEntry]) -> bool:
     """Whether one step had no noise (none to speak of): nothing composed with it can restore privacy."""
-    return any(entry.event.noise_multiplier < _NO_NOISE for entry in entries)
+    return any(event.noise_multiplier < _NO_NOISE for event, _ in gaussian_steps(entries))
 
 
 def failure(entries: Sequence[LedgerEntry]) -> float:
@@ -67,17 +79,46 @@ def failure(entries: Sequence[LedgerEntry]) -> float:
     fails is (eps, delta + failure)-private, by the joint convexity of hockey-stick divergences; the argument is in
     :class:`~lightning_dp.sampling.TruncatedPoissonSampler`.
     """
-    return min(1.0, math.fsum(entry.steps * entry.event.tail for entry in entries))
+    return min(1.0, math.fsum(steps * event.tail for event, steps in gaussian_steps(entries)))
 
 
-class RDPAccountant:
-    """Renyi accountant: fast, and loose by some 10 to 25 % in eps. An upper bound."""
-
-    name = "rdp"
+class ComposingAccountant(ABC):
+    """What all accountants do alike: demand one relation, and compose randomised labels with the Gaussian rest."""
 
     def epsilon(self, entries: Sequence[LedgerEntry], delta: float) -> float:
         """See :meth:`Accountant.epsilon`."""
         check_delta(delta)
+        relation_of(entries)
+        rest, losses = without_responses(entries)
+        if not losses:
+            return self.gaussian_epsilon(rest, delta)
+        return epsilon_beside(rest, losses, delta, self.gaussian_delta, self.gaussian_epsilon)
+
+    def delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
+        """See :meth:`Accountant.delta`."""
+        check_eps(eps, zero=True)
+        relation_of(entries)
+        rest, losses = without_responses(entries)
+        if not losses:
+            return self.gaussian_delta(rest, eps)
+        return delta_beside(rest, losses, eps, self.gaussian_delta)
+
+    @abstractmethod
+    def gaussian_epsilon(self, entries: Sequence[LedgerEntry], delta: float) -> float:
+        """:meth:`epsilon` of Gaussian entries, at a ``delta`` in (0, 1)."""
+
+    @abstractmethod
+    def gaussian_delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
+        """:meth:`delta` of Gaussian entries, at a finite ``eps`` >= 0."""
+
+
+class RDPAccountant(ComposingAccountant):
+    """Renyi accountant: fast, and loose by some 10 to 25 % in eps. An upper bound."""
+
+    name = "rdp"
+
+    @override
+    def gaussian_epsilon(self, entries: Sequence[LedgerEntry], delta: float) -> float:
         if without_noise(entries):
             return math.inf
         usable = delta - failure(entries)
@@ -85,15 +126,14 @@ class RDPAccountant:
             return math.inf
         return rdp_epsilon(rdp_of_entries(entries), usable) if entries else 0.0
 
-    def delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
-        """See :meth:`Accountant.delta`."""
-        check_eps(eps, zero=True)
+    @override
+    def gaussian_delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
         if without_noise(entries):
             return 1.0
         return min(1.0, rdp_delta(rdp_of_entries(entries), eps) + failure(entries)) if entries else 0.0
 
 
-class PLDAccountant:
+class PLDAccountant(ComposingAccountant):
     """Privacy loss distributions: tight (about 0.1 % in eps), the default. An upper bound.
 
     Unsubsampled entries alone are one Gaussian mechanism of index sqrt(sum steps / sigma^2), whose closed
@@ -111,9 +151,8 @@ class PLDAccountant:
     def __init__(self, coarsening: int = 0) -> None:
         self._coarsening = coarsening
 
-    def epsilon(self, entries: Sequence[LedgerEntry], delta: float) -> float:
-        """See :meth:`Accountant.epsilon`."""
-        check_delta(delta)
+    @override
+    def gaussian_epsilon(self, entries: Sequence[LedgerEntry], delta: float) -> float:
         if not entries:
             return 0.0
         if without_noise(entries):
@@ -124,9 +163,8 @@ class PLDAccountant:
         composition = self.composition(entries)
         return bound if composition is None else min(bound, composition.epsilon(delta - failure(entries)))
 
-    def delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
-        """See :meth:`Accountant.delta`."""
-        check_eps(eps, zero=True)
+    @override
+    def gaussian_delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
         if not entries:
             return 0.0
         if without_noise(entries):
@@ -155,11 +193,25 @@ class PLDAccountant:
 
 def is_sampled(entries: Sequence[LedgerEntry]) -> bool:
     """Whether any entry claims amplification; without one the Gaussian closed form is exact."""
-    return any(entry.event.sample_rate < 1.0 for entry in entries)
+    return any(event.sample_rate < 1.0 for event, _ in gaussian_steps(entries))
+
+
+class ClosedFormAccountant(ComposingAccountant):
+    """The least of the bounds that need no grid: exact without amplification, quick and always there."""
+
+    name = "closed_form"
+
+    @override
+    def gaussian_epsilon(self, entries: Sequence[LedgerEntry], delta: float) -> float:
+        return closed_form_epsilon(entries, delta) if entries else 0.0
+
+    @override
+    def gaussian_delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
+        return closed_form_delta(entries, eps) if entries else 0.0
 
 
 def closed_form_epsilon(entries: Sequence[LedgerEntry], delta: float) -> float:
-    """Least of the bounds that need no grid; exact without amplification, and always there."""
+    """Least of the bounds that need no grid, of Gaussian entries; exact without amplification, and always there."""
     if without_noise(entries):
         return math.inf
     delta = delta - failure(entries)
@@ -216,13 +268,13 @@ def _split(entries: Sequence[LedgerEntry]) -> tuple[float, tuple[pld.Part, ...]]
     """Index of everything without amplification, and the subsampled rest; only a rate below 1 amplifies."""
     square = 0.0
     sampled: dict[tuple[float, float], int] = {}
-    for entry in merge_entries(entries):
+    for event, steps in gaussian_steps(merge_entries(entries)):
         # Counting no more noise than 1e100 is a bound, and keeps 1 / sigma^2 from underflow.
-        sigma, rate = min(entry.event.noise_multiplier, 1e100), entry.event.sample_rate
+        sigma, rate = min(event.noise_multiplier, 1e100), event.sample_rate
         if rate < 1.0:
-            sampled[sigma, rate] = sampled.get((sigma, rate), 0) + entry.steps
+            sampled[sigma, rate] = sampled.get((sigma, rate), 0) + steps
         else:
-            square += entry.steps / sigma / sigma
+            square += steps / sigma / sigma
     # Sorted, because composition is commutative and the order of charges must not change a number.
     return math.sqrt(square), tuple((sigma, rate, steps) for (sigma, rate), steps in sorted(sampled.items()))
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from lightning_dp.accounting.accountants import AccountantName, check_delta, failure, get_accountant
-from lightning_dp.accounting.events import GaussianEvent, Sampling
+from lightning_dp.accounting.events import RELATION, GaussianEvent, Relation, Sampling
+from lightning_dp.accounting.gaussian import gaussian_mu
 from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
+from lightning_dp.accounting.responses import without_responses
 from lightning_dp.accounting.risk.reconstruction import Effort
 from lightning_dp.accounting.targets import EpsilonTarget, Target
 from lightning_dp.errors import PrivacyConfigError
@@ -35,8 +38,9 @@ def calibrate_noise_multiplier(
     sample_rate: float,
     steps: int,
     accountant: AccountantName = "pld",
-    sampling: Sampling = "poisson",
+    sampling: Sampling | Literal["none"] = "poisson",
     tail: float = 0.0,
+    relation: Relation = RELATION,
     spent: Sequence[LedgerEntry] = (),
     factors: Sequence[tuple[float, int]] | None = None,
 ) -> float:
@@ -52,8 +56,9 @@ def calibrate_noise_multiplier(
         sample_rate: Poisson rate q in (0, 1]; 1 for shuffling.
         steps: Compositions to come, >= 1.
         accountant: ``"pld"``, ``"rdp"`` or ``"prv"``.
-        sampling: ``"poisson"``, ``"truncated_poisson"`` or ``"shuffle"``.
+        sampling: ``"poisson"``, ``"truncated_poisson"`` or ``"shuffle"``; ``"none"`` for releases of every unit.
         tail: Chance per step that a draw is cut, for ``"truncated_poisson"``.
+        relation: The neighbouring relation of the new events, and of ``spent``.
         spent: What the ledger holds already; the new noise is for what is left.
         factors: Where the noise follows a schedule: ``(factor, steps)`` pairs that make up ``steps``; the noise multiplier of
             those steps is the factor times the result. The accountant composes all of them.
@@ -65,12 +70,16 @@ def calibrate_noise_multiplier(
         PrivacyConfigError: If an argument is out of range, if ``spent`` alone exhausts the budget, or if no
             noise at all would be needed.
     """
+    target = EpsilonTarget(eps, delta, accountant)
+    if accountant == "pld" and sample_rate == 1.0 and factors is None and tail == 0.0 and not spent:
+        return math.sqrt(steps) / gaussian_mu(eps, delta) * (1.0 + 1e-12)  # the closed form, and rounding
     return calibrate_to(
-        EpsilonTarget(eps, delta, accountant),
+        target,
         sample_rate=sample_rate,
         steps=steps,
         sampling=sampling,
         tail=tail,
+        relation=relation,
         spent=spent,
         factors=factors,
     )
@@ -81,8 +90,9 @@ def calibrate_to(
     *,
     sample_rate: float,
     steps: int,
-    sampling: Sampling = "poisson",
+    sampling: Sampling | Literal["none"] = "poisson",
     tail: float = 0.0,
+    relation: Relation = RELATION,
     spent: Sequence[LedgerEntry] = (),
     factors: Sequence[tuple[float, int]] | None = None,
 ) -> float:
@@ -95,7 +105,7 @@ def calibrate_to(
         PrivacyConfigError: If an argument is out of range, if ``spent`` alone exhausts the target, or if no noise at all
             would be needed.
     """
-    planned = LedgerEntry(GaussianEvent(1.0, sample_rate, sampling, tail), steps)
+    planned = LedgerEntry(GaussianEvent(1.0, sample_rate, sampling, tail, relation), steps)
     shape = ((1.0, steps),) if factors is None else tuple(factors)
     if sum(length for _, length in shape) != steps:
         raise PrivacyConfigError(f"the factors {shape} do not make up the {steps} steps to calibrate for.")
@@ -105,7 +115,7 @@ def calibrate_to(
             "model with an empty ledger."
         )
 
-    if (lost := failure((*spent, planned))) >= target.slack:
+    if (lost := failure((*without_responses(spent)[0], planned))) >= target.slack:
         raise PrivacyConfigError(
             f"the chance that one of {steps} batches has to be cut, {lost:.3g}, is not below {target.slack:.3g}, what {target} "
             "leaves for it: no noise makes up for that. Raise max_batch_size."
@@ -113,7 +123,7 @@ def calibrate_to(
 
     def entries(log_sigma: float) -> tuple[LedgerEntry, ...]:
         sigma = math.exp(log_sigma)
-        new = [LedgerEntry(GaussianEvent(sigma * f, sample_rate, sampling, tail), length) for f, length in shape]
+        new = [LedgerEntry(GaussianEvent(sigma * f, sample_rate, sampling, tail, relation), k) for f, k in shape]
         return merge_entries((*spent, *new))
 
     def measured(effort: Effort) -> Callable[[float], float]:

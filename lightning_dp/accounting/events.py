@@ -1,4 +1,4 @@
-"""What one private step does to the data: the subsampled Gaussian mechanism."""
+"""What a private mechanism does to the data: a subsampled Gaussian step, a noisy release, a randomised label."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Literal, get_args
 
 from lightning_dp.errors import PrivacyConfigError
 
-__all__ = ("RELATION", "GaussianEvent", "Sampling")
+__all__ = ("RELATION", "Event", "GaussianEvent", "RandomizedResponseEvent", "Relation", "Sampling")
 
 Sampling = Literal["poisson", "truncated_poisson", "shuffle"]
 
-#: The neighbouring relation behind every eps of this package: data sets that differ by one added or removed
-#: unit.
-RELATION = "add_or_remove_one"
+#: What neighbouring data sets are: they differ by one unit that only one of them has, or by what one unit is.
+Relation = Literal["add_or_remove_one", "replace_one"]
+
+#: The neighbouring relation of every training mechanism of this package: data sets that differ by one added or
+#: removed unit.
+RELATION: Relation = "add_or_remove_one"
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,24 @@ class GaussianEvent:
             infinite).
         sample_rate: Poisson rate q in (0, 1]; 1 means that every unit takes part, hence no amplification.
         sampling: How batches are drawn. A shuffled pass visits every unit and is accounted without
-            amplification, so ``"shuffle"`` needs ``sample_rate=1``.
+            amplification, so ``"shuffle"`` needs ``sample_rate=1``; so does ``"none"``, where every unit has an
+            output of its own.
         tail: Chance in [0, 1], per step, that the above fails to describe the step, however badly: that a draw
             was cut (``"truncated_poisson"`` only). Accountants add it to delta, once for each step.
+        relation: The neighbouring relation under which ``sensitivity`` holds. Under ``"replace_one"`` two
+            contributions of norm C lie up to 2C apart. Amplification is accounted for ``"add_or_remove_one"``
+            only.
 
     Raises:
         PrivacyConfigError: If a field is not finite or out of range, if amplification is claimed for
-            shuffling, or a tail without truncation.
+            shuffling or for replacing, or a tail without truncation.
     """
 
     noise_multiplier: float
     sample_rate: float = 1.0
-    sampling: Sampling = "poisson"
+    sampling: Sampling | Literal["none"] = "poisson"
     tail: float = 0.0
+    relation: Relation = RELATION
 
     def __post_init__(self) -> None:
         sigma = _as_float("noise_multiplier", self.noise_multiplier)
@@ -52,8 +60,16 @@ class GaussianEvent:
             raise PrivacyConfigError(f"noise_multiplier must be finite and >= 0, got {sigma}: use 0 for no privacy.")
         if not 0.0 < rate <= 1.0:
             raise PrivacyConfigError(f"sample_rate must lie in (0, 1], got {rate}: it is expected batch size / n.")
-        if self.sampling not in get_args(Sampling):
+        if self.sampling not in (*get_args(Sampling), "none"):
             raise PrivacyConfigError(f"sampling must be one of {get_args(Sampling)}, got {self.sampling!r}.")
+        if self.sampling == "none" and rate != 1.0:
+            raise PrivacyConfigError(f"without sampling every unit takes part: sample_rate must be 1, got {rate}.")
+        _check_relation(self.relation)
+        if self.relation == "replace_one" and self.sampling != "none":
+            raise PrivacyConfigError(
+                f"sampling={self.sampling!r} is accounted for relation='add_or_remove_one' only: the profiles of a sampled "
+                "step are other ones when a unit is replaced. Use sampling='none' for a release without sampling."
+            )
         if self.sampling == "shuffle" and rate != 1.0:
             # Amplification by Poisson sampling does not hold for shuffled batches (arXiv 2403.17673).
             raise PrivacyConfigError(
@@ -69,6 +85,62 @@ class GaussianEvent:
         object.__setattr__(self, "tail", tail)
         object.__setattr__(self, "noise_multiplier", sigma)
         object.__setattr__(self, "sample_rate", rate)
+
+
+@dataclass(frozen=True)
+class RandomizedResponseEvent:
+    """One label of each unit, kept with chance e^eps / (e^eps + K - 1) and else replaced by another of K classes.
+
+    Pure eps-differential privacy when a label is replaced, and no less when it is compared with a uniform label, the
+    one of a unit that is not there (by convexity: the uniform label is a mixture of the answers of all classes).
+
+    Args:
+        eps: The eps of one answer, >= 0; finite.
+        num_classes: K >= 2, public.
+        relation: As in :class:`GaussianEvent`.
+
+    Raises:
+        PrivacyConfigError: If a field is out of range.
+
+    Source: Warner 1965; Kairouz, Oh and Viswanath 2014 (arXiv 1407.1338), K-ary randomised response.
+    """
+
+    eps: float
+    num_classes: int
+    relation: Relation = RELATION
+
+    def __post_init__(self) -> None:
+        eps = _as_float("eps", self.eps)
+        if not (math.isfinite(eps) and eps >= 0.0):
+            raise PrivacyConfigError(f"the eps of randomised labels must be finite and >= 0, got {eps}.")
+        whole = isinstance(self.num_classes, int) and not isinstance(self.num_classes, bool)
+        if not (whole and self.num_classes >= 2):
+            raise PrivacyConfigError(f"num_classes must be a whole number of at least 2, got {self.num_classes!r}.")
+        _check_relation(self.relation)
+        object.__setattr__(self, "eps", eps)
+
+    @property
+    def keep(self) -> float:
+        """Chance that the label stays what it is."""
+        return 1.0 / (1.0 + (self.num_classes - 1) * math.exp(-self.eps))
+
+    def losses(self) -> tuple[tuple[float, float], ...]:
+        """Privacy losses when one label is replaced by another, and their chances: eps, 0 and -eps.
+
+        The same in both directions, by symmetry.
+        """
+        other = (1.0 - self.keep) / (self.num_classes - 1)
+        both = ((self.eps, self.keep), (-self.eps, other))
+        return both if self.num_classes == 2 else (*both, (0.0, (self.num_classes - 2) * other))
+
+
+Event = GaussianEvent | RandomizedResponseEvent
+"""What a ledger counts."""
+
+
+def _check_relation(relation: object) -> None:
+    if relation not in get_args(Relation):
+        raise PrivacyConfigError(f"relation must be one of {get_args(Relation)}, got {relation!r}.")
 
 
 def _as_float(name: str, value: object) -> float:

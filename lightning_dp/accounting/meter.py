@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightning_dp.accounting.accountants import AccountantName, check_delta, failure, get_accountant
-from lightning_dp.accounting.events import GaussianEvent
-from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
+from lightning_dp.accounting.events import Event
+from lightning_dp.accounting.ledger import LedgerEntry, gaussian_steps, merge_entries
 from lightning_dp.accounting.renyi import ORDERS, Vector, rdp_epsilon, rdp_step
+from lightning_dp.accounting.responses import without_responses
 
 __all__ = ("EpsilonMeter",)
 
-Counts = dict[GaussianEvent, int]
+Counts = dict[Event, int]
 
 
 class EpsilonMeter:
@@ -37,7 +38,7 @@ class EpsilonMeter:
         self._spent = merge_entries(spent)
         self._known: list[tuple[float, Counts]] = []
 
-    def prime(self, event: GaussianEvent, steps: int) -> None:
+    def prime(self, event: Event, steps: int) -> None:
         """Compute the exact value after ``steps`` more of ``event``, and at 1/8, 1/4 and 1/2 of the way.
 
         Under a second in usual settings.
@@ -59,11 +60,13 @@ class EpsilonMeter:
         counts: Counts = {}
         rdp: Vector = np.zeros_like(ORDERS)
         for entry in entries:
-            event = entry.event
-            counts[event] = counts.get(event, 0) + entry.steps
-            rdp = rdp + entry.steps * rdp_step(event.noise_multiplier, event.sample_rate)
-        usable = self._delta - failure(entries)
+            counts[entry.event] = counts.get(entry.event, 0) + entry.steps
+        rest, losses = without_responses(entries)
+        for event, steps in gaussian_steps(rest):
+            rdp = rdp + steps * rdp_step(event.noise_multiplier, event.sample_rate)
+        usable = self._delta - failure(rest)
         bound = rdp_epsilon(rdp, usable) if usable > 0.0 else math.inf
+        bound += max((loss for loss, _ in losses), default=0.0)
         for exact, planned in self._known:
             if exact >= bound:
                 break

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
-from lightning_dp.accounting.accountants import check_delta, check_eps, failure, without_noise
-from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
+from lightning_dp.accounting.accountants import ComposingAccountant, failure, without_noise
+from lightning_dp.accounting.ledger import LedgerEntry, gaussian_steps, merge_entries
 from lightning_dp.accounting.renyi import rdp_epsilon, rdp_of_entries
 from lightning_dp.errors import PrivacyConfigError
 
@@ -21,7 +22,7 @@ _MAX_POINTS = 1 << 22
 _MAX_LOSS = 500.0
 
 
-class PRVAccountant:
+class PRVAccountant(ComposingAccountant):
     """Numerical composition by Gopi, Lee and Wutschitz 2021 (arXiv 2106.02848), as implemented in Opacus.
 
     An *estimate* with stated error bounds: eps within 0.01 and delta within a thousandth, in the direction of
@@ -31,14 +32,14 @@ class PRVAccountant:
 
     name = "prv"
 
-    def epsilon(self, entries: Sequence[LedgerEntry], delta: float) -> float:
-        """See :meth:`Accountant.epsilon`.
+    @override
+    def gaussian_epsilon(self, entries: Sequence[LedgerEntry], delta: float) -> float:
+        """See :class:`ComposingAccountant`.
 
         Raises:
             PrivacyConfigError: If the grid would be too large, or delta is too small for its floating-point
                 error.
         """
-        check_delta(delta)
         if not entries:
             return 0.0
         if without_noise(entries):
@@ -57,9 +58,9 @@ class PRVAccountant:
             raise PrivacyConfigError(_advice(f"returned eps = {upper}"))
         return max(0.0, float(upper))
 
-    def delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
-        """See :meth:`Accountant.delta`; never below 1e-10, the error its grid is laid out for."""
-        check_eps(eps, zero=True)
+    @override
+    def gaussian_delta(self, entries: Sequence[LedgerEntry], eps: float) -> float:
+        """See :class:`ComposingAccountant`; never below 1e-10, the error its grid is laid out for."""
         if not entries:
             return 0.0
         if without_noise(entries):
@@ -106,8 +107,8 @@ def _compose(entries: Sequence[LedgerEntry], delta_error: float) -> Any:
     domain = prv.Domain.create_aligned(-reach, reach, mesh)
     try:
         discrete = []
-        for entry in merged:
-            variable = prv.PoissonSubsampledGaussianPRV(entry.event.sample_rate, entry.event.noise_multiplier)
+        for event, _ in gaussian_steps(merged):
+            variable = prv.PoissonSubsampledGaussianPRV(event.sample_rate, event.noise_multiplier)
             truncated = prv.TruncatedPrivacyRandomVariable(variable, domain.t_min, domain.t_max)
             discrete.append(prv.discretize(truncated, domain))
         composed = prv.compose_heterogeneous(dprvs=discrete, num_self_compositions=steps)

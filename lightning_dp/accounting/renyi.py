@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import gammaln, logsumexp
 
-from lightning_dp.accounting.ledger import LedgerEntry
+from lightning_dp.accounting.ledger import LedgerEntry, gaussian_steps
 
 __all__ = ("ORDERS", "rdp_delta", "rdp_epsilon", "rdp_of_entries", "rdp_power", "rdp_step")
 
@@ -105,8 +105,8 @@ def rdp_step(sigma: float, q: float) -> Vector:
 def rdp_of_entries(entries: Iterable[LedgerEntry]) -> Vector:
     """Divergence of the composition: divergences add up."""
     total = np.zeros_like(ORDERS)
-    for entry in entries:
-        total = total + entry.steps * rdp_step(entry.event.noise_multiplier, entry.event.sample_rate)
+    for event, steps in gaussian_steps(entries):
+        total = total + steps * rdp_step(event.noise_multiplier, event.sample_rate)
     return total
 
 

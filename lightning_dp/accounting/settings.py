@@ -16,8 +16,9 @@ class PrivacySettings:
     Attributes:
         mechanism: name of the training mechanism, such as ``"dp_sgd"``.
         delta: the additive slack of (eps, delta)-differential privacy.
-        noise_multiplier: noise standard deviation over sensitivity of a whole step, as it is accounted.
-        max_grad_norm: clipping bound C; the first one where it moves.
+        noise_multiplier: noise standard deviation over sensitivity of a whole step, as it is accounted; of a release, over
+            its clipping bound.
+        max_grad_norm: clipping bound C of gradients; the first one where it moves; ``None`` where none are clipped.
         clipping: how units are clipped.
         sampling: how units are drawn.
         sample_rate: the rate that was accounted, in (0, 1].
@@ -34,12 +35,17 @@ class PrivacySettings:
         post_processing: names of the parameters that the user declared to be trained by post-processing.
         unit: what is added or removed: ``"sample"``, or the name of the ids (``"patient_id"``).
         temperature: of Langevin dynamics, at the first step; ``None`` for other mechanisms.
+        released: what of each sample is released, in words, where training is post-processing of that; else ``None``.
+        max_activation_norm: clipping bound C of what is released.
+        releases: noisy copies of each sample.
+        labels: what protects the labels, in words, where that is a question of its own.
+        labels_covered: whether eps holds for labels as well, or they are public.
     """
 
     mechanism: str
     delta: float
     noise_multiplier: float
-    max_grad_norm: float
+    max_grad_norm: float | None
     clipping: str
     sampling: str
     sample_rate: float
@@ -54,6 +60,11 @@ class PrivacySettings:
     post_processing: str | None = None
     unit: str = "sample"
     temperature: float | None = None
+    released: str | None = None
+    max_activation_norm: float | None = None
+    releases: int | None = None
+    labels: str | None = None
+    labels_covered: bool = True
     risk: str | None = None
 
     @property

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_dp.accounting.accountants import AccountantName, check_delta, get_accountant
-from lightning_dp.accounting.events import RELATION
-from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
+from lightning_dp.accounting.events import RELATION, RandomizedResponseEvent
+from lightning_dp.accounting.ledger import LedgerEntry, gaussian_steps, merge_entries, relation_of
+from lightning_dp.accounting.responses import without_responses
 from lightning_dp.accounting.tradeoff import TradeOffCurve
 
 __all__ = ("PrivacySpent", "privacy_spent", "rounded_up")
@@ -22,11 +23,12 @@ class PrivacySpent:
         eps: Upper bound on the smallest eps at ``delta``; inf without noise.
         delta: The chance-like slack of the guarantee.
         accountant: Name of the accountant.
-        sampling: ``"poisson"``, ``"truncated_poisson"``, ``"shuffle"``, ``"mixed"``, or ``"none"`` for an empty ledger.
+        sampling: ``"poisson"``, ``"truncated_poisson"``, ``"shuffle"``, ``"mixed"``, or ``"none"`` for releases of every
+            unit and for an empty ledger.
         relation: The neighbouring relation.
         noise_multiplier: Noise over sensitivity; None if the entries differ.
         sample_rate: Poisson rate; None if the entries differ.
-        steps: Number of compositions.
+        steps: Number of compositions, randomised labels left out.
         entries: The ledger behind the number.
         unit: What is added or removed: ``"sample"``, or the name of the ids that say whose a sample is.
     """
@@ -48,21 +50,27 @@ class PrivacySpent:
 
     def __str__(self) -> str:
         relation = self.relation.replace("_", " ") + ("" if self.unit == "sample" else f" unit ({self.unit})")
+        what = "release" if self.sampling == "none" else "step"
         return (
             f"eps = {rounded_up(self.eps)} at delta = {self.delta:.4g} ({relation}; {self._sampling()}; "
-            f"{self.accountant} accountant; {self.steps} steps)"
+            f"{self.accountant} accountant; {self.steps} {what}{'' if self.sampling == 'none' and self.steps == 1 else 's'})"
         )
 
     def _sampling(self) -> str:
         phrases = []
-        rates = sorted({e.event.sample_rate for e in self.entries if e.event.sampling == "poisson"})
+        gaussians = [event for event, _ in gaussian_steps(without_responses(self.entries)[0])]
+        rates = sorted({event.sample_rate for event in gaussians if event.sampling == "poisson"})
         if rates:
             phrases.append("Poisson sampling, q = " + " and ".join(f"{rate:.4g}" for rate in rates))
-        cut = sorted({e.event.sample_rate for e in self.entries if e.event.sampling == "truncated_poisson"})
+        cut = sorted({event.sample_rate for event in gaussians if event.sampling == "truncated_poisson"})
         if cut:
             phrases.append("Poisson sampling cut at a maximum, q = " + " and ".join(f"{rate:.4g}" for rate in cut))
-        if any(e.event.sampling == "shuffle" for e in self.entries):
+        if any(event.sampling == "shuffle" for event in gaussians):
             phrases.append("shuffled, accounted without amplification")
+        if any(event.sampling == "none" for event in gaussians):
+            phrases.append("every sample released with noise, no amplification")
+        answers = [e.event for e in self.entries if isinstance(e.event, RandomizedResponseEvent)]
+        phrases += [f"labels randomised at eps {event.eps:.4g} of {event.num_classes} classes" for event in answers]
         return " and ".join(phrases) or "nothing sampled"
 
 
@@ -75,7 +83,8 @@ def privacy_spent(
         PrivacyConfigError: If ``delta`` is not in (0, 1) or the accountant is unknown.
     """
     merged = merge_entries(entries)
-    events = [entry.event for entry in merged]
+    rest, _ = without_responses(merged)
+    events = [event for event, _ in gaussian_steps(rest)]
     sigmas, rates, samplings = (
         {getattr(e, f) for e in events} for f in ("noise_multiplier", "sample_rate", "sampling")
     )
@@ -84,10 +93,10 @@ def privacy_spent(
         delta=delta,
         accountant=accountant,
         sampling=samplings.pop() if len(samplings) == 1 else ("mixed" if samplings else "none"),
-        relation=RELATION,
+        relation=relation_of(merged) or RELATION,
         noise_multiplier=sigmas.pop() if len(sigmas) == 1 else None,
         sample_rate=rates.pop() if len(rates) == 1 else None,
-        steps=sum(entry.steps for entry in merged),
+        steps=sum(entry.steps for entry in rest),
         entries=merged,
         unit=unit,
     )

@@ -11,11 +11,10 @@ from typing_extensions import override
 
 from lightning_dp.accounting.accountants import (
     AccountantName,
+    ClosedFormAccountant,
     PLDAccountant,
     check_delta,
     check_eps,
-    closed_form_delta,
-    closed_form_epsilon,
     get_accountant,
 )
 from lightning_dp.accounting.ledger import LedgerEntry
@@ -106,7 +105,7 @@ class EpsilonTarget(Target):
     @override
     def measure(self, entries: Sequence[LedgerEntry], effort: Effort = "full") -> float:
         if effort == "closed":
-            return closed_form_epsilon(entries, self._delta) if entries else 0.0
+            return ClosedFormAccountant().epsilon(entries, self._delta)
         if effort == "coarse" and self.accountant == "pld":
             return PLDAccountant(coarsening=2).epsilon(entries, self._delta)
         return get_accountant(self.accountant).epsilon(entries, self._delta)
@@ -242,7 +241,7 @@ class MembershipRisk(Target):
         if not entries:
             return 0.0
         if effort == "closed":
-            return closed_form_delta(entries, 0.0)
+            return ClosedFormAccountant().delta(entries, 0.0)
         # The advantage is the total variation, which is delta at eps = 0.
         return PLDAccountant(coarsening=2 if effort == "coarse" else 0).delta(entries, 0.0)
 

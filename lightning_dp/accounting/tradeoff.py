@@ -10,14 +10,15 @@ import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 
 from lightning_dp.accounting.accountants import (
+    ClosedFormAccountant,
     PLDAccountant,
-    closed_form_delta,
     failure,
     full_index,
     is_sampled,
     without_noise,
 )
 from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
+from lightning_dp.accounting.responses import Losses, delta_beside, without_responses
 from lightning_dp.errors import PrivacyConfigError
 
 __all__ = ("TradeOffCurve",)
@@ -40,16 +41,21 @@ class TradeOffCurve:
     out only favours the attacker, so the bound holds whatever their number.
 
     Args:
-        entries: Any ledger's entries; empty means nothing was released.
+        entries: Any ledger's entries; empty means nothing was released. Randomised labels count like noise: the
+            attacker sees the answer.
     """
 
     def __init__(self, entries: Sequence[LedgerEntry]) -> None:
         self._entries = merge_entries(entries)
-        self._broken = without_noise(self._entries) or failure(self._entries) >= 1.0
-        self._exact = not self._broken and not is_sampled(self._entries) and failure(self._entries) == 0.0
-        self._mu = full_index(self._entries) if self._exact else math.nan
-        if not self._broken and not self._exact:
-            self._eps, self._remove, self._add = _profiles(self._entries)
+        rest, losses = without_responses(self._entries)
+        self._broken = without_noise(rest) or failure(rest) >= 1.0
+        self._exact = not (self._broken or losses or is_sampled(rest) or failure(rest))
+        self._mu = full_index(rest) if self._exact else math.nan
+        if losses and not self._broken:
+            self._eps, self._remove = _profile_beside(rest, losses)
+            self._add = self._remove
+        elif not self._broken and not self._exact:
+            self._eps, self._remove, self._add = _profiles(rest)
 
     def beta(self, alpha: npt.ArrayLike) -> Array:
         """Smallest type II error (missed members) of any test with type I error ``alpha`` (false alarms).
@@ -114,6 +120,16 @@ def _dual_envelope(alpha: Array, eps: Array, delta: Array) -> Array:
     return lines
 
 
+def _profile_beside(rest: Sequence[LedgerEntry], losses: Losses) -> tuple[Array, Array]:
+    """A grid of eps and delta(eps) of the rest with randomised labels, a bound in both directions; both (lines,)."""
+    accountant = PLDAccountant()
+    # Where labels take part, a sampled profile costs a look-up for each loss and line: fewer lines, still a bound.
+    lines = _CLOSED_FORM_LINES if is_sampled(rest) else _LINES
+    last = max(loss for loss, _ in losses) + (accountant.epsilon(rest, min(0.5, 1e-9 + 2.0 * failure(rest))))
+    eps = np.linspace(0.0, min(_MAX_EPS, max(1e-3, last)), lines)
+    return eps, np.array([delta_beside(rest, losses, float(e), accountant.gaussian_delta) for e in eps])
+
+
 def _profiles(entries: Sequence[LedgerEntry]) -> tuple[Array, Array, Array]:
     """A grid of eps from 0 on and delta(eps) in both directions, all (lines,)."""
     accountant = PLDAccountant()
@@ -123,7 +139,7 @@ def _profiles(entries: Sequence[LedgerEntry]) -> tuple[Array, Array, Array]:
     # The closed forms hold in both directions; delta falls with eps, so a value holds for every larger eps as
     # well.
     coarse = np.linspace(0.0, last, _CLOSED_FORM_LINES)
-    closed = np.array([closed_form_delta(entries, float(e)) for e in coarse])
+    closed = np.array([ClosedFormAccountant().delta(entries, float(e)) for e in coarse])
     bound = closed[np.searchsorted(coarse, eps, side="right") - 1]
     composition = accountant.composition(entries)
     if composition is None:

@@ -10,9 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_dp import _compat
-from lightning_dp.accounting import PrivacySettings, PrivacySpent
+from lightning_dp.accounting import PrivacySpent
 from lightning_dp.callbacks.protocol import PrivateStrategy
 from lightning_dp.callbacks.releases import Release, uncovered_releases
+from lightning_dp.callbacks.summary import summary_text
 from lightning_dp.errors import PrivacyWarning
 
 __all__ = ("PrivacyAccountant",)
@@ -98,45 +99,6 @@ class PrivacyAccountant(Callback):
         if strategy is None:
             return
         self.spent = strategy.privacy_spent()
-        self.releases = uncovered_releases(trainer, self._logged, strategy.settings().post_processing)
+        self.releases = uncovered_releases(trainer, self._logged, strategy.settings())
         if self.summary:
             rank_zero_info(summary_text(self.spent, strategy.settings(), self.releases))
-
-
-def summary_text(spent: PrivacySpent, settings: PrivacySettings, releases: list[Release]) -> str:
-    """The table written at the end of ``fit``."""
-    budget = settings.budget or "none (eps is reported)"
-    sizes = f"n = {settings.dataset_size}, expected batch size {settings.expected_batch_size}"
-    curve = spent.trade_off()
-    rows = [
-        ("spent", f"eps = {spent.eps:.4g} at delta = {spent.delta:.4g}"),
-        ("budget", budget),
-        ("relation", settings.relation.replace("_", " ")),
-        ("sampling", f"{settings.sampling}, q = {settings.sample_rate:.4g}"),
-        ("steps", f"{spent.steps}"),
-        ("samples" if settings.unit == "sample" else f"units ({settings.unit})", sizes),
-        (
-            "noise",
-            f"multiplier {settings.noise_multiplier:.4g} on {settings.clipping} clipping at {settings.max_grad_norm:g}"
-            if settings.gradient_noise_multiplier is None
-            else f"multiplier {settings.noise_multiplier:.4g} a step, {settings.gradient_noise_multiplier:.4g} on gradients; "
-            f"{settings.clipping} clipping from {settings.max_grad_norm:g}",
-        ),
-        *(
-            [("noise schedule", settings.noise_multiplier_schedule)]
-            if settings.noise_multiplier_schedule is not None
-            else []
-        ),
-        *([("bound schedule", settings.max_grad_norm_schedule)] if settings.max_grad_norm_schedule is not None else []),
-        *([("temperature", f"{settings.temperature:.4g}")] if settings.temperature is not None else []),
-        ("accountant", spent.accountant),
-        (
-            "membership attack",
-            f"advantage <= {curve.membership_advantage:.3f}, TPR <= {curve.tpr(0.001):.3f} at FPR 0.001",
-        ),
-    ]
-    width = max(len(name) for name, _ in rows)
-    lines = ["", "Differential privacy of this run", *(f"  {name:<{width}}  {value}" for name, value in rows)]
-    lines.append("Not covered by eps:")
-    lines += [f"  - {release}" for release in releases]
-    return "\n".join(lines)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 
+from lightning_dp.accounting import PrivacySettings
+
 __all__ = ("Release", "uncovered_releases")
 
 
@@ -30,21 +32,24 @@ class Release:
 
 
 def uncovered_releases(
-    trainer: Trainer, training_metrics: Iterable[str], post_processing: str | None = None
+    trainer: Trainer, training_metrics: Iterable[str], settings: PrivacySettings | None = None
 ) -> list[Release]:
     """The list that belongs beside every eps.
 
     Args:
         trainer: after, or during, ``fit``.
         training_metrics: names of metrics logged in training hooks.
-        post_processing: names of parameters that were declared to be trained by post-processing.
+        settings: the public facts of the run, if there are any beyond those of private steps.
 
     Returns:
         One entry for each finding, the gravest first.
     """
-    logged = sorted(name for name in training_metrics if not name.startswith("privacy/"))
+    # Where training reads releases alone, what it computes is covered as they are.
+    covered = settings is not None and settings.released is not None and settings.labels_covered
+    logged = [] if covered else sorted(name for name in training_metrics if not name.startswith("privacy/"))
     found = [
-        *_declared(post_processing),
+        *_labels(settings),
+        *_declared(None if settings is None else settings.post_processing),
         *_training_metrics(logged),
         *_monitors(trainer, set(logged)),
         *_schedulers(trainer, set(logged)),
@@ -58,6 +63,18 @@ def uncovered_releases(
         )
     )
     return found
+
+
+def _labels(settings: PrivacySettings | None) -> list[Release]:
+    if settings is None or settings.labels_covered:
+        return []
+    return [
+        Release(
+            "the training labels",
+            "they were used in the clear, and the model, its losses and its metrics may reveal them",
+            "Say labels='public' if they need no protection, or protect them with labels='randomized'",
+        )
+    ]
 
 
 def _declared(post_processing: str | None) -> list[Release]:

@@ -51,6 +51,10 @@ class NoiseSource:
             self._add_float32(part, std)
         return tensor
 
+    def uniform(self, count: int) -> Tensor:
+        """Independent uniform numbers in [0, 1), float64, from the same generator."""
+        return torch.from_numpy(self._host.random(count))
+
     def _add_float32(self, flat: Tensor, std: float) -> None:
         """Box and Muller's transform of 64 random bits for every two samples, in vector instructions on all cores.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_dp.models.mlp import GroupNormMLP, TanhMLP
+from lightning_dp.models.projection import ProjectedLinear, RandomProjection
 from lightning_dp.models.replace import replace_batch_norm
 from lightning_dp.models.scattering import ScatteringTransform
 from lightning_dp.models.small import FlatLinear, TemperedCNN, TemperedSigmoid
@@ -10,6 +11,8 @@ from lightning_dp.models.small import FlatLinear, TemperedCNN, TemperedSigmoid
 __all__ = (
     "FlatLinear",
     "GroupNormMLP",
+    "ProjectedLinear",
+    "RandomProjection",
     "ScatteringTransform",
     "TanhMLP",
     "TemperedCNN",

@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -55,7 +54,7 @@ from lightning_dp.strategies.messages import announcement, budget_is_spent, not_
 from lightning_dp.strategies.processes import Processes, ProcessStrategy
 from lightning_dp.strategies.refusals import Subject, refuse
 from lightning_dp.strategies.selfcheck import Checks, check_module
-from lightning_dp.strategies.step import StepUnderWay
+from lightning_dp.strategies.step import StepUnderWay, step_arguments
 
 __all__ = ("PrivateTrainingStrategy",)
 
@@ -579,7 +578,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
             self._step.go_to(chunk)
             moved = self._transfer(batch)
             _compat.set_logged_batch(self._trainer, moved)
-            arguments = _step_arguments(self._module, moved, self._trainer.fit_loop.batch_idx)
+            arguments = step_arguments(self._module, moved, self._trainer.fit_loop.batch_idx)
             output = _compat.call_strategy_hook(self._trainer, "training_step", *arguments)
             self.backward(output["loss"] if isinstance(output, dict) else output, optimizer)
 
@@ -595,7 +594,7 @@ class PrivateTrainingStrategy(ProcessStrategy):
 
     def _run_user_step(self, module: LightningModule, batch: Any) -> Any:
         with self.precision_plugin.train_step_context(), uncompiled():
-            return module.training_step(*_step_arguments(module, batch, 0))
+            return module.training_step(*step_arguments(module, batch, 0))
 
     def _stop(self) -> None:
         """Ends training after the last step that the budget covers, also where min_epochs or min_steps ask for more."""
@@ -619,12 +618,6 @@ class PrivateTrainingStrategy(ProcessStrategy):
         if self._engine is not None:
             self._engine.close()
         self._engine, self._step = None, StepUnderWay()
-
-
-def _step_arguments(module: LightningModule, batch: Any, batch_idx: int) -> tuple[Any, ...]:
-    """What Lightning passes to ``training_step``, which may do without ``batch_idx``."""
-    wants_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-    return (batch, batch_idx) if wants_index else (batch,)
 
 
 def _same_rate(a: LogicalSampler, b: LogicalSampler) -> bool:

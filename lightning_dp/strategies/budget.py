@@ -24,7 +24,7 @@ from lightning_dp.accounting import (
 from lightning_dp.accounting.accountants import AccountantName
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 
-__all__ = ("AccountedSampler", "Budget")
+__all__ = ("AccountedSampler", "Budget", "check_arguments", "default_delta", "in_segment")
 
 
 class AccountedSampler(Protocol):
@@ -80,7 +80,7 @@ class Budget:
         risk: Target | None = None,
         noise_follows: bool = False,
     ) -> None:
-        _check(eps, delta, noise_multiplier, risk, noise_follows)
+        check_arguments(eps, delta, noise_multiplier, risk, noise_follows)
         get_accountant(accountant)
         self.eps, self.risk, self.accountant, self.schedule = eps, risk, accountant, schedule
         self._target = risk if eps is None else EpsilonTarget(eps, delta, accountant)
@@ -157,15 +157,12 @@ class Budget:
         All ranks take part in the same steps. Under names of their own, a checkpoint of rank 0 would count these steps
         again on the others, and ranks that disagree on the budget would not stop together.
         """
-        old = self.ledger.state_dict()
-        if segment != self.ledger.segment and self.ledger.segment not in old["segments"]:
-            self.ledger = PrivacyLedger(segment)
-            self.ledger.merge(old)
+        self.ledger = in_segment(self.ledger, segment)
 
     def set_noise(self, noise_multiplier: float) -> None:
         """Fixes the noise of the steps to come where it follows from something else than eps. Call before ``settle``."""
         assert self._target is None
-        _check(None, None, noise_multiplier, None)
+        check_arguments(None, None, noise_multiplier)
         self._noise_multiplier = noise_multiplier
 
     def settle(self, sampler: AccountedSampler, steps: float, start: int = 0) -> None:
@@ -178,13 +175,7 @@ class Budget:
         """
         self._check_complete()
         n = sampler.dataset_size
-        if self._delta is None:
-            self._delta = 1 / (10 * n)
-        if self._delta >= 1 / n:
-            raise PrivacyConfigError(
-                f"delta={self._delta:g} is not below 1/n = {1 / n:g}: a mechanism that publishes one person's record "
-                f"outright would satisfy it. Use delta=None for 1/(10 n) = {1 / (10 * n):g}, or less."
-            )
+        self._delta = default_delta(self._delta, n)
         if self._target is not None:
             self._target = self._resolved(n)
         planned = sampler.compositions(int(steps), start) if math.isfinite(steps) else 0
@@ -366,13 +357,36 @@ class Budget:
         return delta_in_force.resolved(n)
 
 
-def _check(
+def in_segment(ledger: PrivacyLedger, segment: str) -> PrivacyLedger:
+    """The ledger under another name, if it has charged nothing itself; itself otherwise."""
+    old = ledger.state_dict()
+    if segment == ledger.segment or ledger.segment in old["segments"]:
+        return ledger
+    renamed = PrivacyLedger(segment)
+    renamed.merge(old)
+    return renamed
+
+
+def default_delta(delta: float | None, n: int) -> float:
+    """1/(10 n) unless given. Raises PrivacyConfigError for a delta of 1/n or more."""
+    if delta is None:
+        return 1 / (10 * n)
+    if delta >= 1 / n:
+        raise PrivacyConfigError(
+            f"delta={delta:g} is not below 1/n = {1 / n:g}: a mechanism that publishes one person's record "
+            f"outright would satisfy it. Use delta=None for 1/(10 n) = {1 / (10 * n):g}, or less."
+        )
+    return delta
+
+
+def check_arguments(
     eps: float | None,
     delta: float | None,
     noise_multiplier: float | None,
-    risk: Target | None,
+    risk: Target | None = None,
     noise_follows: bool = False,
 ) -> None:
+    """Refuses anything but one of eps, noise and a limit on an attack, with PrivacyConfigError."""
     budgets = {"eps": eps, "noise_multiplier": noise_multiplier, "risk": risk}
     given = [name for name, value in budgets.items() if value is not None]
     if len(given) != 1 and not (noise_follows and not given):

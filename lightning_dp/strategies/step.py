@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
 from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients import UnitMap
 from lightning_dp.sampling import LogicalStep
 
-__all__ = ("StepUnderWay", "unit_map")
+__all__ = ("StepUnderWay", "step_arguments", "unit_map")
 
 
 class StepUnderWay:
@@ -94,3 +98,9 @@ def unit_map(size: int, rows_per_unit: int, rows: tuple[int, ...] | None) -> Uni
         return UnitMap(len(rows), torch.arange(len(rows)).repeat_interleave(terms), terms)
     units = size // rows_per_unit
     return UnitMap(units, terms=None if rows_per_unit == 1 else torch.full((units,), rows_per_unit))
+
+
+def step_arguments(module: LightningModule, batch: Any, batch_idx: int) -> tuple[Any, ...]:
+    """What Lightning passes to ``training_step``, which may do without ``batch_idx``."""
+    wants_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+    return (batch, batch_idx) if wants_index else (batch,)
