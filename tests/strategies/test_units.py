@@ -269,7 +269,7 @@ def test_ids_stay_out_of_checkpoints_and_messages(tmp_path: Path, capfd: pytest.
     assert "patient-" not in out + err + repr(plugin.settings()) + str(plugin.privacy_spent())
     state = torch.load(tmp_path / "c.ckpt", weights_only=True)[CHECKPOINT_KEY]
     assert state["budget"]["unit"] == "given id"
-    assert sorted(state["budget"]) == ["accountant", "delta", "eps", "ledger", "noise_multiplier", "unit"]
+    assert sorted(state["budget"]) == ["accountant", "delta", "eps", "ledger", "noise_multiplier", "risk", "unit"]
     assert run.strategy is plugin
 
 
