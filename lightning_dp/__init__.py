@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_dp.accounting import MembershipRisk, ReconstructionRisk
-from lightning_dp.callbacks import PrivacyAccountant
+from lightning_dp.callbacks import PrivacyAccountant, ReconstructionRiskMonitor, RiskReport
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.inspection import inspect
 from lightning_dp.models import replace_batch_norm
@@ -26,6 +26,8 @@ __all__ = (
     "PrivacyError",
     "PrivacyWarning",
     "ReconstructionRisk",
+    "ReconstructionRiskMonitor",
+    "RiskReport",
     "__version__",
     "inspect",
     "replace_batch_norm",
