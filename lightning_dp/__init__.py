@@ -7,9 +7,20 @@ from importlib.metadata import PackageNotFoundError, version
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_dp.accounting import MembershipRisk, ReconstructionRisk
-from lightning_dp.callbacks import PrivacyAccountant, ReconstructionRiskMonitor, RiskReport
+from lightning_dp.callbacks import (
+    AbstainingEnsemble,
+    CalibrationMonitor,
+    FairnessMonitor,
+    Members,
+    MultiplicityMonitor,
+    Predictions,
+    PrivacyAccountant,
+    ReconstructionRiskMonitor,
+    RiskReport,
+)
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.inspection import inspect
+from lightning_dp.metrics import Groups
 from lightning_dp.models import replace_batch_norm
 from lightning_dp.strategies import DPStrategy
 
@@ -19,8 +30,15 @@ except PackageNotFoundError:  # run from a source tree that was not installed
     __version__ = "0+unknown"
 
 __all__ = (
+    "AbstainingEnsemble",
+    "CalibrationMonitor",
     "DPStrategy",
+    "FairnessMonitor",
+    "Groups",
+    "Members",
     "MembershipRisk",
+    "MultiplicityMonitor",
+    "Predictions",
     "PrivacyAccountant",
     "PrivacyConfigError",
     "PrivacyError",
