@@ -12,8 +12,10 @@ from typing_extensions import override
 
 from lightning_dp.callbacks.extraction import Extract, Predictions
 from lightning_dp.callbacks.monitor import Monitor, Stage
+from lightning_dp.callbacks.sections import calibration_section
 from lightning_dp.metrics import Calibration, CalibrationResult, Groups
 from lightning_dp.metrics.functional.outcomes import Task
+from lightning_dp.report import Section
 
 __all__ = ("CalibrationMonitor",)
 
@@ -84,6 +86,10 @@ class CalibrationMonitor(Monitor[CalibrationResult]):
     @override
     def _draw(self, result: CalibrationResult) -> Iterator[tuple[str, Any]]:
         yield "calibration", result.plot()[0]
+
+    @override
+    def _section(self, result: CalibrationResult, where: str) -> Section:
+        return calibration_section(result, where, self.prefix)
 
     def plot(self, group: str | None = None, ax: Any = None) -> tuple[Any, Any]:
         """The last result's reliability diagram of one group, or of all in one picture: ``(fig, ax)``."""

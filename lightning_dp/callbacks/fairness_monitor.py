@@ -12,8 +12,10 @@ from typing_extensions import override
 
 from lightning_dp.callbacks.extraction import Extract, Predictions
 from lightning_dp.callbacks.monitor import Monitor, Stage
+from lightning_dp.callbacks.sections import fairness_section
 from lightning_dp.metrics import Fairness, FairnessResult, Groups
 from lightning_dp.metrics.functional.outcomes import Task
+from lightning_dp.report import Section
 
 __all__ = ("FairnessMonitor",)
 
@@ -95,6 +97,10 @@ class FairnessMonitor(Monitor[FairnessResult]):
         for outcome in result.outcomes if len(result.outcomes) <= 10 else ():
             name = "" if len(result.outcomes) == 1 else f"_{outcome}"
             yield f"fairness_selection_rate{name}", result.plot("selection_rate", outcome)[0]
+
+    @override
+    def _section(self, result: FairnessResult, where: str) -> Section:
+        return fairness_section(result, where, self.prefix)
 
     def plot(self, measure: str = "accuracy", outcome: str | None = None, ax: Any = None) -> tuple[Any, Any]:
         """One measure of all groups of the last result, with intervals: ``(fig, ax)``."""

@@ -16,6 +16,7 @@ from typing_extensions import override
 from lightning_dp.callbacks.extraction import Extract, Predictions, predictions_of
 from lightning_dp.metrics import Groups
 from lightning_dp.metrics.base import SummedMetric
+from lightning_dp.report import Section
 
 __all__ = ("Monitor", "Stage", "absent_values")
 
@@ -109,6 +110,16 @@ class Monitor(Callback, Generic[R]):
     @abstractmethod
     def _draw(self, result: R) -> Iterator[tuple[str, Any]]:
         """Names and figures to save."""
+
+    @abstractmethod
+    def _section(self, result: R, where: str) -> Section:
+        """The part of a report; ``where`` says of which data."""
+
+    def report_sections(self, trainer: Any) -> Sequence[Section]:
+        """What a `RiskReport` shows of the last test or, without one, of the last validation; nothing without either."""
+        if "test" in self.results:
+            return (self._section(self.results["test"], "test"),)
+        return (self._section(self.results["val"], "validation"),) if "val" in self.results else ()
 
     def _check(self, result: R) -> None:
         """Refuses a result that cannot be right; the same on all ranks."""

@@ -22,8 +22,10 @@ from lightning_dp.callbacks.members import (
     own_weights_kept,
 )
 from lightning_dp.callbacks.monitor import Monitor, Stage
+from lightning_dp.callbacks.sections import multiplicity_section
 from lightning_dp.metrics import Abstention, Groups, Multiplicity, MultiplicityResult
 from lightning_dp.metrics.functional.outcomes import Task
+from lightning_dp.report import Section
 
 __all__ = ("MultiplicityMonitor",)
 
@@ -153,6 +155,10 @@ class MultiplicityMonitor(Monitor[MultiplicityResult]):
     @override
     def _draw(self, result: MultiplicityResult) -> Iterator[tuple[str, Any]]:
         yield "multiplicity", result.plot()[0]
+
+    @override
+    def _section(self, result: MultiplicityResult, where: str) -> Section:
+        return multiplicity_section(result, self.budget, where, self.prefix)
 
     def plot(self, ax: Any = None) -> tuple[Any, Any]:
         """Selective accuracy against coverage of the last result's ensemble, by group and rule: ``(fig, ax)``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dp.data.card import DataCard
 from lightning_dp.data.splits import stratified_split
-from lightning_dp.metrics import Groups
 
 __all__ = ("ACTG175DataModule", "find_actg175")
 
@@ -42,14 +42,19 @@ class ACTG175DataModule(LightningDataModule):
 
     Shape:
         Batches ``(inputs, labels, levels)``: float32 ``(N, 16)``, int64 ``(N,)``, int64 ``(N, 3)``: sex, race and age as
-        numbered by `groups`.
+        numbered by `attributes`.
 
     Raises:
         FileNotFoundError: in ``setup``, if lifelines is not installed and no root is given.
     """
 
     num_classes = 2
-    groups = Groups({"sex": ["female", "male"], "race": ["white", "non-white"], "age": ["<30", "30-39", ">=40"]})
+    #: The attributes of `levels` with their levels in order: what `lightning_dp.Groups` takes.
+    attributes: ClassVar[dict[str, list[str]]] = {
+        "sex": ["female", "male"],
+        "race": ["white", "non-white"],
+        "age": ["<30", "30-39", ">=40"],
+    }
     card = DataCard(
         name="ACTG 175 (AIDS Clinical Trials Group study 175)",
         licence="MIT, as part of lifelines",

@@ -20,7 +20,7 @@ from typing import Any
 from lightning.pytorch import Trainer, seed_everything
 from scipy.stats import pearsonr
 
-from lightning_dp import CalibrationMonitor, DPStrategy, FairnessMonitor, Predictions
+from lightning_dp import CalibrationMonitor, DPStrategy, FairnessMonitor, Groups, Predictions
 from lightning_dp.data import ACTG175DataModule
 from lightning_dp.metrics import CalibrationResult, FairnessResult
 from lightning_dp.models import TanhMLP
@@ -29,7 +29,8 @@ from lightning_dp.tasks import ClassificationTask
 EPS = (0.5, 1.0, 2.0, 4.0, 8.0, math.inf)
 SEEDS = (0, 1, 2, 3, 4)
 THRESHOLD = 0.25  # a quarter of such patients had an event: fixed beforehand, for the groups' decisions
-ATTRIBUTES = ("sex", "race", "age")
+GROUPS = Groups(ACTG175DataModule.attributes)
+ATTRIBUTES = GROUPS.attribute_names
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def train(eps: float, seed: int, epochs: int = 20) -> Run:
     """Trains and tests at one eps; inf: without privacy."""
     seed_everything(seed, verbose=False)  # initial weights and the split; the privacy noise has no seed
     data = ACTG175DataModule(batch_size=128, seed=seed)
-    fairness = FairnessMonitor(data.groups, threshold=THRESHOLD, n_boot=200, extract=of_two_logits, log=())
-    calibration = CalibrationMonitor("binary", groups=data.groups, n_bins=10, extract=of_two_logits, log=())
+    fairness = FairnessMonitor(GROUPS, threshold=THRESHOLD, n_boot=200, extract=of_two_logits, log=())
+    calibration = CalibrationMonitor("binary", groups=GROUPS, n_bins=10, extract=of_two_logits, log=())
     private = DPStrategy(eps=eps, max_grad_norm=2.0) if math.isfinite(eps) else None
     trainer = Trainer(
         strategy="auto" if private is None else private,
@@ -111,7 +112,7 @@ def main(
             print(f"  {name:<30} {group:<10} (n = {n:g}): r = {r}; without privacy {without}")
     print("\nECE by group (mean, sd):")
     for attribute in ATTRIBUTES:
-        for group in dict(ACTG175DataModule.groups.attributes)[attribute]:
+        for group in ACTG175DataModule.attributes[attribute]:
             cells = [
                 spread([run.calibration.by(attribute).row(group).ece.value for run in runs if run.eps == eps])
                 for eps in eps_grid
