@@ -20,6 +20,10 @@ from lightning_dp.report import Section
 __all__ = ("CalibrationMonitor",)
 
 
+#: What is logged unless other names are given.
+FEW = ("ece", "adaptive_ece", "brier", "nll")
+
+
 class CalibrationMonitor(Monitor[CalibrationResult]):
     """ECE, MCE, adaptive and classwise ECE, Brier score and NLL, over all samples and by group, after every stage.
 
@@ -36,7 +40,7 @@ class CalibrationMonitor(Monitor[CalibrationResult]):
         confidence: level of the intervals.
         stages: ``"val"``, ``"test"`` or both.
         extract: makes `Predictions` of a step's outputs and its batch, where the step returns something else.
-        log: which measures to log; None for all of them.
+        log: names of the measures to log, ``["all"]`` for all; None: ``ece``, ``adaptive_ece``, ``brier`` and ``nll``.
         prefix: goes before the logged names.
         figures: folder for the reliability diagrams, relative to the Trainer's ``default_root_dir``; None saves none.
         dataloader_idx: which loader to listen to, where there are several.
@@ -65,12 +69,12 @@ class CalibrationMonitor(Monitor[CalibrationResult]):
         *,
         stages: Sequence[Stage] = ("val", "test"),
         extract: Extract | None = None,
-        log: Sequence[str] | None = ("ece", "adaptive_ece", "brier", "nll"),
+        log: Sequence[str] | None = None,
         prefix: str = "",
         figures: str | Path | None = None,
         dataloader_idx: int | None = None,
     ) -> None:
-        super().__init__(groups, stages, extract, log, prefix, figures, dataloader_idx)
+        super().__init__(groups, stages, extract, log, FEW, prefix, figures, dataloader_idx)
         self._settings = Calibration(task, num_classes, class_names, groups, n_bins, confidence)
 
     @override
@@ -78,7 +82,7 @@ class CalibrationMonitor(Monitor[CalibrationResult]):
         return copy.deepcopy(self._settings)
 
     @override
-    def _add(self, metric: Calibration, found: Predictions, trainer: Trainer, batch: Any) -> None:
+    def _add(self, metric: Calibration, found: Predictions) -> None:
         if found.target is None:
             raise ValueError("calibration needs the truth: extract= gave Predictions(target=None).")
         metric.update(found.probabilities(metric.outcomes.task), found.target, found.groups)

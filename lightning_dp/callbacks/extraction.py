@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,65 @@ class Predictions:
             groups = groups[:n]
         cut = [None if t is None else t[:n] for t in (self.target, self.probs, self.logits)]
         return Predictions(cut[0], cut[1], cut[2], groups)
+
+    def kept(self) -> Predictions:
+        """A copy to keep, which a step that writes over its outputs does not change.
+
+        Raises:
+            ValueError: targets or groups are not one for each prediction.
+        """
+        lengths = {
+            "target": self.target,
+            **(self.groups if isinstance(self.groups, Mapping) else {"groups": self.groups}),
+        }
+        for name, values in lengths.items():
+            if values is not None and len(values) != len(self):
+                raise ValueError(f"{len(self)} predictions for {len(values)} values of {name!r}: give one for each.")
+        groups: Any = self.groups
+        if isinstance(groups, Mapping):
+            groups = {name: _copied(values) for name, values in groups.items()}
+        return Predictions(_copied(self.target), _copied(self.probs), _copied(self.logits), _copied(groups))
+
+    def goes_with(self, other: Predictions) -> bool:
+        """Whether both can be joined: of one kind and one form."""
+        return (
+            (self.probs is None) == (other.probs is None)
+            and (self.target is None) == (other.target is None)
+            and type(self.groups) is type(other.groups)
+            and self._given.shape[1:] == other._given.shape[1:]
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Predictions]) -> Predictions:
+        """The samples of several batches as one."""
+        if len(parts) == 1:
+            return parts[0]
+        first = parts[0]
+        groups: Any = first.groups
+        if isinstance(groups, Mapping):
+            groups = {name: _cat([part.groups[name] for part in parts]) for name in groups}  # type: ignore[index]
+        else:
+            groups = _cat([part.groups for part in parts])
+        columns = (
+            _cat([part.target for part in parts]),
+            _cat([part.probs for part in parts]),
+            _cat([part.logits for part in parts]),
+        )
+        return Predictions(*columns, groups)
+
+
+def _copied(values: Any) -> Any:
+    if isinstance(values, Tensor):
+        return values.detach().clone()
+    return list(values) if isinstance(values, (list, tuple)) else values
+
+
+def _cat(columns: Sequence[Any]) -> Any:
+    if columns[0] is None:
+        return None
+    if isinstance(columns[0], Tensor):
+        return torch.cat(list(columns))
+    return [value for column in columns for value in column]
 
 
 #: A function of a step's outputs and its batch.

@@ -20,6 +20,17 @@ from lightning_dp.report import Section
 __all__ = ("FairnessMonitor",)
 
 
+#: What is logged unless other names are given, and with it for a binary task.
+FEW = ("accuracy", "accuracy_difference", "accuracy_parity_difference", "worst_group_accuracy")
+GAPS = (
+    "demographic_parity_difference",
+    "demographic_parity_ratio",
+    "equal_opportunity_difference",
+    "equalized_odds_difference",
+    "auroc_gap",
+)
+
+
 class FairnessMonitor(Monitor[FairnessResult]):
     """Accuracy, rates and AUROC of every group, and the gaps between groups, after every stage.
 
@@ -40,7 +51,8 @@ class FairnessMonitor(Monitor[FairnessResult]):
         n_boot: bootstrap draws for the intervals of gaps, at the end of a stage; 0 for none.
         stages: ``"val"``, ``"test"`` or both.
         extract: makes `Predictions` of a step's outputs and its batch, where the step returns something else.
-        log: which measures to log; None for all of them.
+        log: names of the measures to log, ``["all"]`` for all; None: accuracies and their differences and, of a binary task,
+            the gaps between groups.
         prefix: goes before the logged names.
         figures: folder for the figures, relative to the Trainer's ``default_root_dir``; None saves none.
         dataloader_idx: which loader to listen to, where there are several.
@@ -76,7 +88,8 @@ class FairnessMonitor(Monitor[FairnessResult]):
         figures: str | Path | None = None,
         dataloader_idx: int | None = None,
     ) -> None:
-        super().__init__(groups, stages, extract, log, prefix, figures, dataloader_idx)
+        few = (*FEW, *GAPS) if task == "binary" else FEW  # of several outcomes there are many
+        super().__init__(groups, stages, extract, log, few, prefix, figures, dataloader_idx)
         self._settings = Fairness(
             groups, task, num_classes, class_names, threshold, min_count, confidence, n_boot=n_boot
         )
@@ -86,7 +99,7 @@ class FairnessMonitor(Monitor[FairnessResult]):
         return copy.deepcopy(self._settings)
 
     @override
-    def _add(self, metric: Fairness, found: Predictions, trainer: Trainer, batch: Any) -> None:
+    def _add(self, metric: Fairness, found: Predictions) -> None:
         if found.target is None:
             raise ValueError("fairness needs the truth: extract= gave Predictions(target=None).")
         metric.update(found.probabilities(metric.outcomes.task), found.target, found.groups)

@@ -21,6 +21,7 @@ from lightning_dp.report import Section
 __all__ = ("Monitor", "Stage", "absent_values")
 
 Stage = Literal["val", "test"]
+_ENOUGH = 4096  # samples that are added to the metric at once
 _STEPS = {"val": "validation_step", "test": "test_step"}
 
 
@@ -51,7 +52,8 @@ class Monitor(Callback, Generic[R]):
         stages: ``"val"``, ``"test"`` or both.
         extract: makes `Predictions` of a step's outputs and its batch; None: the step returns a dictionary with
             ``"probs"`` or ``"logits"``, ``"target"`` and, where there are groups, ``"groups"``.
-        log: names of the measures to log, for example ``"ece"``; None for all.
+        log: names of the measures to log, for example ``["ece"]``; ``["all"]`` for all, None for those of ``few``.
+        few: names of the measures that are usually watched. Each logged number costs time in every stage.
         prefix: goes before the names, so that two monitors of one kind do not overwrite each other.
         figures: folder for the figures, relative to the Trainer's ``default_root_dir``; None saves none.
         dataloader_idx: which loader to listen to, where there are several.
@@ -69,6 +71,7 @@ class Monitor(Callback, Generic[R]):
         stages: Sequence[Stage],
         extract: Extract | None,
         log: Sequence[str] | None,
+        few: Sequence[str],
         prefix: str,
         figures: str | Path | None,
         dataloader_idx: int | None,
@@ -76,10 +79,11 @@ class Monitor(Callback, Generic[R]):
         if not stages or set(stages) - set(get_args(Stage)):
             raise ValueError(f'stages must hold "val" or "test" or both, got {tuple(stages)}.')
         self.groups, self.stages, self.extract = groups, tuple(stages), extract
-        self.logged = None if log is None else frozenset(log)
+        self.logged = frozenset(few if log is None else log)
         self.prefix, self.figures, self.dataloader_idx = prefix, figures, dataloader_idx
         self.results: dict[Stage, R] = {}
         self._metric: SummedMetric | None = None
+        self._waiting: list[Predictions] = []
         self._latest: R | None = None
         self._shown: set[str] = set()
 
@@ -103,9 +107,23 @@ class Monitor(Callback, Generic[R]):
     def _new_metric(self, trainer: Trainer) -> SummedMetric:
         """A fresh metric for a stage."""
 
+    def _hear(self, metric: Any, found: Predictions, trainer: Trainer, batch: Any) -> None:
+        """Takes a batch: keeps it until there are enough samples, since many small updates cost more than a few."""
+        found = found.kept()
+        if self._waiting and not found.goes_with(self._waiting[-1]):
+            self._flush(metric)
+        self._waiting.append(found)
+        if sum(len(one) for one in self._waiting) >= _ENOUGH:
+            self._flush(metric)
+
+    def _flush(self, metric: Any) -> None:
+        parts, self._waiting = self._waiting, []
+        if parts:
+            self._add(metric, Predictions.joined(parts))
+
     @abstractmethod
-    def _add(self, metric: Any, found: Predictions, trainer: Trainer, batch: Any) -> None:
-        """Adds the samples of a batch to the metric."""
+    def _add(self, metric: Any, found: Predictions) -> None:
+        """Adds the samples of one or several batches to the metric."""
 
     @abstractmethod
     def _draw(self, result: R) -> Iterator[tuple[str, Any]]:
@@ -173,7 +191,7 @@ class Monitor(Callback, Generic[R]):
     # --- steps ---------------------------------------------------------------------------------------------------------
 
     def _start(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
-        self._metric = None  # also drops what a stage that was broken off has left
+        self._metric, self._waiting = None, []  # also drops what a stage that was broken off has left
         if trainer.sanity_checking or stage not in self.stages:
             return
         loaders = _loaders(trainer, stage)
@@ -203,7 +221,7 @@ class Monitor(Callback, Generic[R]):
         found = predictions_of(outputs, batch, self.extract, self.groups, _STEPS[stage], type(self).__name__)
         if trainer.world_size > 1:
             found = self._without_repeats(found, _loaders(trainer, stage)[dataloader_idx], batch_idx)
-        self._add(self._metric, found, trainer, batch)
+        self._hear(self._metric, found, trainer, batch)
 
     def _without_repeats(self, found: Predictions, loader: Any, batch_idx: int) -> Predictions:
         sampler, size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
@@ -224,6 +242,7 @@ class Monitor(Callback, Generic[R]):
         metric, self._metric = self._metric, None
         if metric is None:
             return
+        self._flush(metric)
         result: R = metric.result()
         self._check(result)
         self._latest = self.results[stage] = result
@@ -231,7 +250,7 @@ class Monitor(Callback, Generic[R]):
         wanted = {
             f"{stage}/{self.prefix + '/' if self.prefix else ''}{name}": value
             for name, value in named.items()
-            if self.logged is None or name.split("/")[0] in self.logged
+            if "all" in self.logged or name.split("/")[0] in self.logged
         }
         # Equal on all ranks already; sync_dist says so to Lightning. batch_size: the numbers are of the whole stage.
         self.log_dict(wanted, sync_dist=True, batch_size=1, add_dataloader_idx=False)  # type: ignore[attr-defined]

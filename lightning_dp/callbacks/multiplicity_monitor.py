@@ -56,7 +56,7 @@ class MultiplicityMonitor(Monitor[MultiplicityResult]):
         output: whether these are ``"logits"`` or ``"probs"``. On the first batch they are compared with what the step gave.
         stages: ``"val"``, ``"test"`` or both.
         extract: makes `Predictions` of a step's outputs and its batch, where the step returns something else.
-        log: which measures to log; None for all of them.
+        log: names of the measures to log; None for all of them.
         prefix: goes before the logged names.
         figures: folder for the figures, relative to the Trainer's ``default_root_dir``; None saves none.
         dataloader_idx: which loader to listen to, where there are several.
@@ -92,7 +92,7 @@ class MultiplicityMonitor(Monitor[MultiplicityResult]):
         figures: str | Path | None = None,
         dataloader_idx: int | None = None,
     ) -> None:
-        super().__init__(groups, stages, extract, log, prefix, figures, dataloader_idx)
+        super().__init__(groups, stages, extract, log, ("all",), prefix, figures, dataloader_idx)
         if output not in get_args(Output):
             raise ValueError(f'output must be "logits" or "probs", got {output!r}.')
         self.members = members
@@ -114,7 +114,8 @@ class MultiplicityMonitor(Monitor[MultiplicityResult]):
         return Multiplicity(len(members), *self._settings)
 
     @override
-    def _add(self, metric: Multiplicity, found: Predictions, trainer: Trainer, batch: Any) -> None:
+    def _hear(self, metric: Multiplicity, found: Predictions, trainer: Trainer, batch: Any) -> None:
+        # Not kept: the members need the batch.
         module, task, members = trainer.lightning_module, metric.outcomes.task, self._heard
         assert members is not None
         tally = metric.tally(found.target, found.groups, num_samples=len(found))
@@ -124,6 +125,10 @@ class MultiplicityMonitor(Monitor[MultiplicityResult]):
             for probs in member_probabilities(module, members.states, batch, self.predict, self.output, task):
                 tally.add(probs[: len(found)] if trainer.world_size > 1 else probs)  # repeats of a sampler are cut
         metric.update(tally)
+
+    @override
+    def _add(self, metric: Multiplicity, found: Predictions) -> None:
+        raise NotImplementedError  # _hear has added them
 
     def _compare(self, module: LightningModule, batch: Any, found: Predictions, task: Task) -> None:
         mine = as_probabilities(self.predict(module, batch), self.output, task)[: len(found)]

@@ -53,7 +53,7 @@ def close(one: Any, other: Any) -> None:
 @pytest.mark.parametrize("private", [False, True])
 def test_results_are_those_of_a_plain_loop(private: bool) -> None:
     module = Grouped()
-    calibration, fairness = monitors(log=None)
+    calibration, fairness = monitors(log=["all"])
     run = trainer(
         calibration, fairness, **({"strategy": DPStrategy(noise_multiplier=1.0)} if private else {}), max_epochs=2
     )
@@ -155,7 +155,7 @@ def test_bad_input_is_refused_with_a_message(returns: Any, message: str) -> None
 
 def test_a_group_never_seen_and_one_class_only_stay_with_their_reason() -> None:
     groups = Groups({"sex": ["female", "male", "unknown"]})
-    fairness = FairnessMonitor(groups, "multiclass", CLASSES)
+    fairness = FairnessMonitor(groups, "multiclass", CLASSES, log=["all"])
     calibration = CalibrationMonitor("multiclass", CLASSES, groups=groups)
     module = Grouped(returns=changed(groups=lambda f: f["groups"][:, 0], target=lambda f: f["target"] * 0))
     run = trainer(fairness, calibration)

@@ -17,7 +17,7 @@ def stand_in(folder: Path, n: int = 12) -> Path:
     """Rows in the file's form, made up."""
     rows = [HEADER]
     for k in range(n):
-        values = {name: k % 2 for name in INPUTS} | {"age": 25 + k, "wtkg": 500, "cd40": 350}
+        values = dict.fromkeys(INPUTS, k % 2) | {"age": 25 + k, "wtkg": 500, "cd40": 350}
         rows.append([str(k), *(str(values[name]) for name in INPUTS), str(int(k % 4 == 0))])
     path = folder / "ACTG175.csv"
     path.write_text("\n".join(",".join(map(str, row)) for row in rows) + "\n")
