@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ __all__ = ("CalibrationMonitor",)
 
 
 #: What is logged unless other names are given.
-FEW = ("ece", "adaptive_ece", "brier", "nll")
+FEW = ("ece", "brier", "nll")
 
 
 class CalibrationMonitor(Monitor[CalibrationResult]):
@@ -40,7 +39,7 @@ class CalibrationMonitor(Monitor[CalibrationResult]):
         confidence: level of the intervals.
         stages: ``"val"``, ``"test"`` or both.
         extract: makes `Predictions` of a step's outputs and its batch, where the step returns something else.
-        log: names of the measures to log, ``["all"]`` for all; None: ``ece``, ``adaptive_ece``, ``brier`` and ``nll``.
+        log: names of the measures to log, ``["all"]`` for all; None: ``ece``, ``brier`` and ``nll``.
         prefix: goes before the logged names.
         figures: folder for the reliability diagrams, relative to the Trainer's ``default_root_dir``; None saves none.
         dataloader_idx: which loader to listen to, where there are several.
@@ -75,11 +74,12 @@ class CalibrationMonitor(Monitor[CalibrationResult]):
         dataloader_idx: int | None = None,
     ) -> None:
         super().__init__(groups, stages, extract, log, FEW, prefix, figures, dataloader_idx)
-        self._settings = Calibration(task, num_classes, class_names, groups, n_bins, confidence)
+        self._settings = (task, num_classes, class_names, groups, n_bins, confidence)
+        Calibration(*self._settings)  # refuses bad settings now
 
     @override
     def _new_metric(self, trainer: Trainer) -> Calibration:
-        return copy.deepcopy(self._settings)
+        return Calibration(*self._settings)
 
     @override
     def _add(self, metric: Calibration, found: Predictions) -> None:

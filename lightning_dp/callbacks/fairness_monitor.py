@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lightning_dp.callbacks.extraction import Extract, Predictions
@@ -48,7 +48,7 @@ class FairnessMonitor(Monitor[FairnessResult]):
         threshold: a probability above it is a positive prediction.
         min_count: smaller groups are left out of the gaps, by name.
         confidence: level of the intervals.
-        n_boot: bootstrap draws for the intervals of gaps, at the end of a stage; 0 for none.
+        n_boot: bootstrap draws for the intervals of gaps; 0 for none. The validations of a ``fit`` go without them.
         stages: ``"val"``, ``"test"`` or both.
         extract: makes `Predictions` of a step's outputs and its batch, where the step returns something else.
         log: names of the measures to log, ``["all"]`` for all; None: accuracies and their differences and, of a binary task,
@@ -90,13 +90,15 @@ class FairnessMonitor(Monitor[FairnessResult]):
     ) -> None:
         few = (*FEW, *GAPS) if task == "binary" else FEW  # of several outcomes there are many
         super().__init__(groups, stages, extract, log, few, prefix, figures, dataloader_idx)
-        self._settings = Fairness(
-            groups, task, num_classes, class_names, threshold, min_count, confidence, n_boot=n_boot
-        )
+        # Held by its settings and not copied: a fresh metric costs less than a copy of one.
+        self._settings = (groups, task, num_classes, class_names, threshold, min_count, confidence)
+        self._n_boot = n_boot
+        Fairness(*self._settings, n_boot=n_boot)  # refuses bad settings now
 
     @override
     def _new_metric(self, trainer: Trainer) -> Fairness:
-        return copy.deepcopy(self._settings)
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        return Fairness(*self._settings, n_boot=0 if fitting else self._n_boot)
 
     @override
     def _add(self, metric: Fairness, found: Predictions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -254,7 +255,7 @@ class Monitor(Callback, Generic[R]):
         }
         # Equal on all ranks already; sync_dist says so to Lightning. batch_size: the numbers are of the whole stage.
         self.log_dict(wanted, sync_dist=True, batch_size=1, add_dataloader_idx=False)  # type: ignore[attr-defined]
-        reasons = absent_values(result.to_dict())
+        reasons = absent_values(result.to_dict()) if any(math.isnan(value) for value in named.values()) else []
         new = [reason for reason in reasons if reason not in self._shown]
         if new:
             self._shown |= set(new)
