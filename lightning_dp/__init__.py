@@ -7,9 +7,21 @@ from importlib.metadata import PackageNotFoundError, version
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_dp.accounting import MembershipRisk, ReconstructionRisk
-from lightning_dp.callbacks import PosteriorCalibration, PrivacyAccountant
+from lightning_dp.callbacks import (
+    AbstainingEnsemble,
+    CalibrationMonitor,
+    FairnessMonitor,
+    Members,
+    MultiplicityMonitor,
+    PosteriorCalibration,
+    Predictions,
+    PrivacyAccountant,
+    ReconstructionRiskMonitor,
+    RiskReport,
+)
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.inspection import inspect
+from lightning_dp.metrics import Groups
 from lightning_dp.models import replace_batch_norm
 from lightning_dp.posterior import PosteriorPredictor
 from lightning_dp.strategies import BAMStrategy, DPStrategy, LangevinStrategy, NeuralDPStrategy
@@ -20,18 +32,27 @@ except PackageNotFoundError:  # run from a source tree that was not installed
     __version__ = "0+unknown"
 
 __all__ = (
+    "AbstainingEnsemble",
     "BAMStrategy",
+    "CalibrationMonitor",
     "DPStrategy",
+    "FairnessMonitor",
+    "Groups",
     "LangevinStrategy",
+    "Members",
     "MembershipRisk",
+    "MultiplicityMonitor",
     "NeuralDPStrategy",
     "PosteriorCalibration",
     "PosteriorPredictor",
+    "Predictions",
     "PrivacyAccountant",
     "PrivacyConfigError",
     "PrivacyError",
     "PrivacyWarning",
     "ReconstructionRisk",
+    "ReconstructionRiskMonitor",
+    "RiskReport",
     "__version__",
     "inspect",
     "replace_batch_norm",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,9 @@ __all__ = ("ClassificationTask",)
 
 class ClassificationTask(LightningModule):
     """Cross-entropy training of a network on batches ``(inputs, labels)``, with accuracy on validation and test data.
+
+    Validation and test steps return ``{"logits": ..., "target": ...}``, which is what the monitors read; a third item of the
+    batch is passed on to them as ``"groups"`` and is otherwise unused.
 
     Training loss and training accuracy are **not** logged. They are functions of the private records that no noise
     protects; a log file, a progress bar or a sweep that shows them is a release outside the accounted eps. Validation
@@ -62,18 +66,18 @@ class ClassificationTask(LightningModule):
         logits: Tensor = self.network(inputs)
         return logits
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch; logs nothing, see the class."""
-        inputs, labels = batch
+        inputs, labels = batch[:2]
         return F.cross_entropy(self(inputs), labels)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Update and log accuracy and loss on validation data."""
-        self._evaluate(batch, "val", self.val_accuracy)
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Any]:
+        """Update and log accuracy and loss on validation data; returns what monitors read."""
+        return self._evaluate(batch, "val", self.val_accuracy)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Update and log accuracy and loss on test data."""
-        self._evaluate(batch, "test", self.test_accuracy)
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Any]:
+        """Update and log accuracy and loss on test data; returns what monitors read."""
+        return self._evaluate(batch, "test", self.test_accuracy)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class probabilities of the inputs, whether or not labels come with them."""
@@ -81,8 +85,8 @@ class ClassificationTask(LightningModule):
         probabilities: Tensor = self(inputs).softmax(-1)
         return probabilities
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, accuracy: MulticlassAccuracy) -> None:
-        inputs, labels = batch
+    def _evaluate(self, batch: Sequence[Tensor], part: str, accuracy: MulticlassAccuracy) -> dict[str, Any]:
+        inputs, labels = batch[:2]
         logits = self(inputs)
         accuracy(logits, labels)
         self.log(f"{part}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True)
@@ -94,6 +98,8 @@ class ClassificationTask(LightningModule):
             batch_size=len(labels),
             sync_dist=True,
         )
+        found: dict[str, Any] = {"logits": logits, "target": labels}
+        return {**found, "groups": batch[2]} if len(batch) > 2 else found
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, with a schedule stepped after every logical step if one was asked for."""

@@ -76,3 +76,34 @@ def test_notebook_runs_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
     assert "test accuracy" in text
     assert re.search(r"eps = 2\.9\d+ at delta", text)
+
+
+def test_fairness_over_eps_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from lightning_dp.data.actg175 import find_actg175
+
+    try:
+        find_actg175()
+    except FileNotFoundError:
+        pytest.skip("lifelines is not installed")
+    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "fair_tabular"))
+    import fair_tabular
+
+    runs = fair_tabular.main(eps_grid=(8.0, float("inf")), seeds=(0,), epochs=1)
+    assert 7 < runs[0].spent <= 8
+    assert runs[1].spent == float("inf")
+    assert all(run.fairness.overall.n == run.calibration.overall.n == 639 for run in runs)
+    assert sum(row.n for row in runs[0].fairness.by("sex").rows) == 639
+    assert "Pearson's r" in capsys.readouterr().out
+
+
+def test_ensembles_answer_less_and_better(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "multiplicity"))
+    import multiplicity
+
+    rows = multiplicity.main(eps_grid=(3.0,), seeds=(0,), count=3, sizes=(1, 3), epochs=3)
+    one, three = rows
+    assert one.coverage == 1
+    assert three.coverage < 1
+    assert three.selective_accuracy > one.selective_accuracy
+    assert one.ensemble_eps < three.ensemble_eps < 3 * one.ensemble_eps
+    assert "3  " in capsys.readouterr().out
