@@ -10,10 +10,13 @@ from typing import Any
 from lightning_dp.report.section import Figure
 from lightning_dp.report.words import (
     assumptions,
+    bound,
     glossary,
+    limits,
     membership_sentences,
     number,
     percent,
+    settings_rows,
     verdict,
 )
 
@@ -67,13 +70,7 @@ def _guarantee(document: Mapping[str, Any]) -> Iterable[Part]:
     needed = assumptions(document)
     yield "guarantee", "What is guaranteed", box + (f"<h3>It holds if</h3>{_list(needed)}" if needed else "")
     if document["guarantee"] is not None:
-        says_not = [
-            "that the model is right, or right for everyone: see utility, calibration and fairness;",
-            "that nothing can be learnt about people: what is true of everybody with a certain trait is learnt with or without "
-            "any one of them;",
-            "anything about data outside the training set: validation and test people, and everyone the model is used on.",
-        ]
-        yield "limits", "What eps does not say", _list(says_not)
+        yield "limits", "What eps does not say", _list(limits())
 
 
 def _bounds(document: Mapping[str, Any], figures: Figures) -> Iterable[Part]:
@@ -102,9 +99,14 @@ def _bounds(document: Mapping[str, Any], figures: Figures) -> Iterable[Part]:
         )
         pictures = _figures(figures.get("reconstruction", ()))
         yield "reconstruction", "Can a record be reconstructed?", _paragraphs([text]) + table + pictures
+    elif document["guarantee"] is None:
+        text = (
+            "Without differential privacy nothing bounds the chance that a record is reconstructed: count with 100 %."
+        )
+        yield "reconstruction", "Can a record be reconstructed?", _paragraphs([text])
     history = document["budget_over_time"]
     if history:
-        rows = [(number(row["step"]), number(row["eps"])) for row in _thinned(history)]
+        rows = [(number(row["step"]), bound(row["eps"])) for row in _thinned(history)]
         table = _table("Privacy spent so far, upper bounds", ("training step", "eps"), rows)
         yield "budget", "Privacy spent over training", _figures(figures.get("budget", ())) + table
 
@@ -155,13 +157,7 @@ def _technical(document: Mapping[str, Any]) -> Iterable[Part]:
     guarantee = document["guarantee"]
     inner = ""
     if guarantee is not None:
-        left_out = {"sentence", "eps_budget"}
-        rows = [
-            (key.replace("_", " "), number(value))
-            for key, value in guarantee.items()
-            if key not in left_out and value is not None
-        ]
-        inner += _table("Settings of the private training", ("setting", "value"), rows)
+        inner += _table("Settings of the private training", ("setting", "value"), settings_rows(guarantee))
     if document["versions"]:
         inner += _table("Versions", ("package", "version"), list(document["versions"].items()))
     terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in glossary())
