@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_dp.report.words import assumptions, limits, membership_sentences, number, percent, settings_rows, verdict
+from lightning_dp.report.glance import glance
+from lightning_dp.report.words import assumptions, chance, limits, membership_sentences, number, settings_rows, verdict
 
 __all__ = ("render_card",)
 
@@ -17,13 +18,14 @@ def render_card(document: Mapping[str, Any]) -> str:
     if document["private"]:
         lines += [f"**{guarantee['sentence']}**", ""]
     lines += _paragraphs(verdict(document))
+    lines += [*_table(*glance(document)), ""]
     needed = assumptions(document)
     if needed:
         lines += ["It holds if:", "", *(f"- {text}" for text in needed), ""]
     lines += _paragraphs(membership_sentences(document))
     if document["reconstruction"] is not None:
         attackers = [
-            (r["name"], percent(r["probability"]), "yes" if r["is_guarantee"] else "no", r["meaning"])
+            (r["name"], chance(r["probability"]), "yes" if r["is_guarantee"] else "no", r["meaning"])
             for r in document["reconstruction"]["rows"]
         ]
         lines += [

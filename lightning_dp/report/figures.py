@@ -67,6 +67,8 @@ def figure_of(figure: Drawing, title: str, description: str) -> Figure:
     svg = svg.replace(INK, "currentColor")
     labelled = f'<svg role="img" aria-labelledby="{name}-title {name}-desc"'
     head, _, rest = svg.partition(">")
+    inches = figure.get_size_inches()[0]
+    labelled += f' style="max-width: {6.0 * inches:.2f}rem"'  # letters of one size in pictures of any width
     head = re.sub(r'\s(width|height)="[^"]*"', "", head).replace("<svg", labelled, 1)
     words = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
     return Figure(f"{head}>{words}{rest}".strip(), title, description)

@@ -7,10 +7,12 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from lightning_dp.report.glance import glance
 from lightning_dp.report.section import Figure
 from lightning_dp.report.words import (
     assumptions,
     bound,
+    chance,
     glossary,
     limits,
     membership_sentences,
@@ -18,6 +20,7 @@ from lightning_dp.report.words import (
     percent,
     settings_rows,
     verdict,
+    warnings,
 )
 
 __all__ = ("render_page",)
@@ -64,10 +67,15 @@ def _subtitle(document: Mapping[str, Any]) -> str:
 
 
 def _guarantee(document: Mapping[str, Any]) -> Iterable[Part]:
-    kind = "yes" if document["private"] else "no"
-    headline = "Differentially private" if document["private"] else "No privacy guarantee"
+    kind = "no" if not document["private"] else "weak" if warnings(document) else "yes"
+    headline = {
+        "yes": "Differentially private",
+        "weak": "Differentially private, with a weak guarantee",
+        "no": "No privacy guarantee",
+    }[kind]
     box = f'<div class="verdict {kind}"><p><strong>{headline}.</strong></p>{_paragraphs(verdict(document))}</div>'
     needed = assumptions(document)
+    box += _table("At a glance", *glance(document))
     yield "guarantee", "What is guaranteed", box + (f"<h3>It holds if</h3>{_list(needed)}" if needed else "")
     if document["guarantee"] is not None:
         yield "limits", "What eps does not say", _list(limits())
@@ -77,7 +85,7 @@ def _bounds(document: Mapping[str, Any], figures: Figures) -> Iterable[Part]:
     found = document["membership"]
     inner = _paragraphs(membership_sentences(document))
     if found is not None:
-        rows = [(percent(row["fpr"]), percent(row["tpr"])) for row in found["at"]]
+        rows = [(f"{100 * row['fpr']:g} %", percent(row["tpr"])) for row in found["at"]]
         inner += _table(
             "Upper bounds on membership attacks", ("others wrongly accused", "members found, at most"), rows
         )
@@ -89,7 +97,7 @@ def _bounds(document: Mapping[str, Any], figures: Figures) -> Iterable[Part]:
             f"here a blind guess would succeed with chance {found['kappa']:.3g}."
         )
         attackers = [
-            (row["name"], percent(row["probability"]), "yes" if row["is_guarantee"] else "no", row["meaning"])
+            (row["name"], chance(row["probability"]), "yes" if row["is_guarantee"] else "no", row["meaning"])
             for row in found["rows"]
         ]
         table = _table(
@@ -184,7 +192,8 @@ def _figures(found: Iterable[Figure]) -> str:
 
 
 def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    # An empty corner is no header: it would be read aloud as one without a name.
+    head = "".join(f'<th scope="col">{escape(name)}</th>' if name else "<td></td>" for name in columns)
     lines = []
     for first, *rest in rows:
         cells = "".join(f"<td{_align(cell)}>{escape(number(cell))}</td>" for cell in rest)

@@ -11,12 +11,15 @@ from lightning_dp.accounting.spent import rounded_up
 __all__ = (
     "assumptions",
     "bound",
+    "chance",
     "glossary",
     "limits",
     "membership_sentences",
     "number",
     "percent",
+    "one_in",
     "settings_rows",
+    "warnings",
     "verdict",
 )
 
@@ -57,6 +60,18 @@ def percent(probability: float | None) -> str:
     return f"{min(100.0, shown):.{digits}f} %"
 
 
+def chance(probability: float) -> str:
+    """An attacker's chance in a table: a number too small to be computed is not shown as impossible."""
+    return percent(probability) if probability else "below 0.0000001 %"
+
+
+def one_in(probability: float) -> str:
+    """A small probability as 1 in so many, two digits, rounded towards the larger probability."""
+    times = 1.0 / probability
+    digit = 10 ** max(0, math.floor(math.log10(times)) - 1)
+    return f"1 in {math.floor(times * (1.0 + 1e-12)) // digit * digit:,}".replace(",", "\N{THIN SPACE}")
+
+
 def settings_rows(guarantee: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The public facts of a run for a table, eps and delta first and rounded up."""
     rows = [("eps", bound(guarantee["eps"])), ("delta", bound(guarantee["delta"]))]
@@ -86,16 +101,26 @@ def verdict(document: Mapping[str, Any]) -> list[str]:
             "there is no guarantee. Treat the model as personal data."
         ]
     what = _RELATIONS.get(guarantee["relation"], "a change of any one {unit}'s record").format(unit=unit_of(guarantee))
-    eps, delta, n = guarantee["eps"], guarantee["delta"], guarantee["dataset_size"]
+    eps, delta = guarantee["eps"], guarantee["delta"]
     # exp(eps) beyond a million is written as a power, so that no rounding makes it smaller than it is.
     multiple = f"{bound(math.exp(eps))} times" if eps < math.log(1e6) else f"e to the power {bound(eps)} times"
-    found = [
+    return [
         f"eps = {bound(eps)} at delta = {bound(delta)}: how far anything computed from the released model can depend on {what} "
         f"is limited. Whatever an outsider could see is at most {multiple} as likely with one of the two as with the other, "
-        f"except for a part of probability {bound(delta)}.",
+        f"except for a part of probability delta, which is about {one_in(delta)}.",
         "The statement holds whatever else the outsider knows, now or later, and for everything that is done with the model "
         "afterwards. It is a bound for the strongest attack; attacks known today usually reach less, which nothing guarantees.",
+        *warnings(document),
     ]
+
+
+def warnings(document: Mapping[str, Any]) -> list[str]:
+    """What makes a guarantee one in name only; for a run that has a guarantee."""
+    if not document["private"]:
+        return []
+    guarantee = document["guarantee"]
+    eps, delta, n = guarantee["eps"], guarantee["delta"], guarantee["dataset_size"]
+    found = []
     if eps > LARGE_EPS:
         found.append(
             f"Beware: an eps above {LARGE_EPS:g} is large, and guarantees little by itself. Judge by the bounds on attacks "

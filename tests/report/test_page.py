@@ -10,7 +10,8 @@ import pytest
 
 from lightning_dp.report import figure_of, new_figure, render_card, render_page
 from lightning_dp.report.figures import draw_budget, draw_corridor, draw_roc
-from lightning_dp.report.words import percent
+from lightning_dp.report.glance import glance
+from lightning_dp.report.words import bound, one_in, percent
 from tests.report.helpers import Page, open_document, private_document, spent
 from tests.report.test_document import KINDS
 
@@ -152,13 +153,14 @@ def test_attack_tables_show_the_documents_bounds() -> None:
     document = private_document()
     page = Page(render_page(document))
     rows = page.table("Upper bounds on membership")["rows"][1:]
-    for row, bound in zip(rows, document["membership"]["at"], strict=True):
-        assert float(row[0][:-2]) == pytest.approx(100 * bound["fpr"])
-        assert 100 * bound["tpr"] <= float(row[1][:-2]) <= 100 * bound["tpr"] + 0.11
+    for row, at in zip(rows, document["membership"]["at"], strict=True):
+        assert float(row[0][:-2]) == pytest.approx(100 * at["fpr"])
+        assert 100 * at["tpr"] <= float(row[1][:-2]) <= 100 * at["tpr"] + 0.11
     rows = page.table("Reconstruction")["rows"][1:]
     assert [row[2] for row in rows] == ["yes", "no", "no"]  # who is bounded by the guarantee, and who is not
     for row, attacker in zip(rows, document["reconstruction"]["rows"], strict=True):
-        assert float(row[1][:-2]) >= 100 * attacker["probability"] * (1 - 1e-12)
+        assert float(row[1].removeprefix("below ")[:-2]) >= 100 * attacker["probability"] * (1 - 1e-12)
+    assert rows[2][1].startswith("below")  # what is too small to be computed is not called impossible
 
 
 @pytest.mark.parametrize("kind", ["not private", "no noise"])
@@ -191,3 +193,28 @@ def test_settings_that_weaken_the_guarantee_are_named() -> None:
     large = private_document(spent=spent(noise_multiplier=0.3, steps=200))
     assert large["guarantee"]["eps"] > 20
     assert "guarantees little by itself" in render_card(large)
+
+
+def test_the_table_at_a_glance_sets_a_run_beside_its_baseline() -> None:
+    document = private_document(baseline=open_document())
+    columns, rows = glance(document)
+    assert columns == ("", "this model", "baseline")
+    assert rows[0] == ("guarantee", f"eps = {bound(document['guarantee']['eps'])} at delta = 1.235e-05", "none")
+    assert rows[1][2] == rows[2][2] == "100 %"  # nothing excludes it, and a dash would hide that
+    tpr = document["membership"]["at"][1]["tpr"]
+    assert 100 * tpr <= float(rows[1][1][:-2]) <= 100 * tpr + 0.11
+    assert [row[0] for row in Page(render_page(document)).table("At a glance")["rows"][1:]] == [row[0] for row in rows]
+    assert "| guarantee | eps = " in render_card(document)
+
+
+def test_weak_guarantees_are_not_shown_as_strong_ones() -> None:
+    assert 'class="verdict yes"' in render_page(private_document())
+    assert 'class="verdict weak"' in render_page(private_document(spent=spent(delta=2e-3)))
+    assert 'class="verdict weak"' in render_page(private_document(spent=spent(noise_multiplier=0.3, steps=200)))
+    assert 'class="verdict no"' in render_page(open_document())
+
+
+@pytest.mark.parametrize("probability", [0.9, 0.11, 1e-2, 1.23449e-5, 1.67e-6, 1e-12])
+def test_one_in_so_many_is_not_rarer_than_the_truth(probability: float) -> None:
+    times = int(re.sub(r"\D", "", one_in(probability).removeprefix("1 in ")))
+    assert 0.9 / probability <= times <= 1 / probability * (1 + 1e-9)
