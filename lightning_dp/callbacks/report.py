@@ -24,7 +24,7 @@ from lightning_dp.report.figures import draw_budget, draw_corridor, draw_roc, re
 
 __all__ = ("RiskReport",)
 
-_CURVE_POINTS = 9
+_CURVE_POINTS = 7
 PACKAGES = ("lightning-dp", "torch", "lightning", "dp-accounting")
 
 
@@ -123,7 +123,7 @@ class RiskReport(Callback):
             return
         if not self._fitted:
             rank_zero_warn(
-                "RiskReport saw no training in this process, so it does not know what the model guarantees, and writes nothing. "
+                "RiskReport saw no training in this process, so it does not know what the model guarantees and writes nothing. "
                 "Call trainer.test with the Trainer that fitted the model (strategies that spawn processes forget it; ddp does "
                 "not).",
                 category=PrivacyWarning,
@@ -196,7 +196,7 @@ def _corridor_curves(
     spent: PrivacySpent, corridor: RiskCorridor
 ) -> tuple[list[float], list[tuple[str, list[float], bool]]]:
     """Success of the two attackers over the chance of a blind guess, from the report's own kappa on."""
-    kappa = [float(k) for k in np.geomspace(min(corridor.kappa, 0.1), 0.5, _CURVE_POINTS)]
+    kappa = [float(k) for k in np.geomspace(min(max(corridor.kappa, 1e-12), 0.1), 0.5, _CURVE_POINTS)]
     worst = [float(gamma) for gamma in spent.trade_off().tpr(kappa)]
     relaxed = [relaxed_risk(spent.entries, k).gamma for k in kappa]
     return kappa, [("worst case", worst, True), ("relaxed threat model", relaxed, False)]
