@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_dp import _compat
-from lightning_dp.accounting import PrivacySettings, PrivacySpent, RiskCorridor, risk_corridor
+from lightning_dp.accounting import PrivacySettings, PrivacySpent, RiskCorridor, relaxed_risk, risk_corridor
 from lightning_dp.callbacks.protocol import PrivateStrategy
 from lightning_dp.callbacks.reconstruction import ReconstructionRiskMonitor
 from lightning_dp.callbacks.releases import Release, uncovered_releases
@@ -24,6 +24,7 @@ from lightning_dp.report.figures import draw_budget, draw_corridor, draw_roc, re
 
 __all__ = ("RiskReport",)
 
+_CURVE_POINTS = 7
 PACKAGES = ("lightning-dp", "torch", "lightning", "dp-accounting")
 
 
@@ -71,11 +72,13 @@ class RiskReport(Callback):
         self._corridor: RiskCorridor | None = None
         self._releases: list[Release] = []
         self._utility: dict[str, float] = {}
+        self._fitted = False
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._logged, self._history, self._utility, self._releases = set(), [], {}, []
         self._settings = self._spent = self._corridor = None
+        self._fitted = False
 
     @override
     def on_train_batch_end(
@@ -98,6 +101,7 @@ class RiskReport(Callback):
             if not self._history or self._history[-1][0] != trainer.global_step:  # the budget ended it in mid-epoch
                 self._history.append((trainer.global_step, strategy.epsilon()))
         self._releases = uncovered_releases(trainer, self._logged, self._settings)
+        self._fitted = True
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -106,18 +110,24 @@ class RiskReport(Callback):
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._spent is None and isinstance(trainer.strategy, PrivateStrategy):
-            rank_zero_warn(
-                "RiskReport saw no training in this process: the report says nothing of how the model was trained. Call "
-                "trainer.test with the Trainer that fitted it.",
-                category=PrivacyWarning,
-            )
         self._utility = {**self._utility, **self._metrics(trainer)}
         self.write(trainer, pl_module)
 
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the three files from what is known; on rank 0 alone. Called after ``fit`` and after ``test``."""
+        """Writes the three files from what is known; on rank 0 alone. Called after ``fit`` and after ``test``.
+
+        Without a ``fit`` in this process it warns and writes nothing: whether the model is private is then not known, and an
+        earlier report that says so must not be replaced.
+        """
         if not trainer.is_global_zero:
+            return
+        if not self._fitted:
+            rank_zero_warn(
+                "RiskReport saw no training in this process, so it does not know what the model guarantees and writes nothing. "
+                "Call trainer.test with the Trainer that fitted the model (strategies that spawn processes forget it; ddp does "
+                "not).",
+                category=PrivacyWarning,
+            )
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         sections = [s for c in callbacks if isinstance(c, Reports) for s in c.report_sections(trainer)]
@@ -178,10 +188,18 @@ class RiskReport(Callback):
         roc = self.document["membership"]["roc"]
         found["membership"] = [draw_roc(roc["fpr"], roc["tpr"])]
         if self._corridor is not None:
-            kappa = np.geomspace(min(self._corridor.kappa, 0.1), 0.5, 40)
-            worst = self._spent.trade_off().tpr(kappa)
-            found["reconstruction"] = [draw_corridor(list(kappa), [("worst case", list(worst), True)])]
+            found["reconstruction"] = [draw_corridor(*_corridor_curves(self._spent, self._corridor))]
         return found
+
+
+def _corridor_curves(
+    spent: PrivacySpent, corridor: RiskCorridor
+) -> tuple[list[float], list[tuple[str, list[float], bool]]]:
+    """Success of the two attackers over the chance of a blind guess, from the report's own kappa on."""
+    kappa = [float(k) for k in np.geomspace(min(max(corridor.kappa, 1e-12), 0.1), 0.5, _CURVE_POINTS)]
+    worst = [float(gamma) for gamma in spent.trade_off().tpr(kappa)]
+    relaxed = [relaxed_risk(spent.entries, k).gamma for k in kappa]
+    return kappa, [("worst case", worst, True), ("relaxed threat model", relaxed, False)]
 
 
 def _versions() -> dict[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_dp.report.words import assumptions, membership_sentences, number, percent, verdict
+from lightning_dp.report.glance import glance
+from lightning_dp.report.words import assumptions, chance, limits, membership_sentences, number, settings_rows, verdict
 
 __all__ = ("render_card",)
 
@@ -17,13 +18,14 @@ def render_card(document: Mapping[str, Any]) -> str:
     if document["private"]:
         lines += [f"**{guarantee['sentence']}**", ""]
     lines += _paragraphs(verdict(document))
+    lines += [*_table(*glance(document)), ""]
     needed = assumptions(document)
     if needed:
         lines += ["It holds if:", "", *(f"- {text}" for text in needed), ""]
     lines += _paragraphs(membership_sentences(document))
     if document["reconstruction"] is not None:
         attackers = [
-            (r["name"], percent(r["probability"]), "yes" if r["is_guarantee"] else "no", r["meaning"])
+            (r["name"], chance(r["probability"]), "yes" if r["is_guarantee"] else "no", r["meaning"])
             for r in document["reconstruction"]["rows"]
         ]
         lines += [
@@ -32,6 +34,8 @@ def render_card(document: Mapping[str, Any]) -> str:
             *_table(("attacker", "chance, at most", "guaranteed", "meaning"), attackers),
             "",
         ]
+    if guarantee is not None:
+        lines += ["## What eps does not say", "", *(f"- {text}" for text in limits()), ""]
     if document["uncovered"]:
         lines += ["## Not covered by eps", ""]
         lines += [f"- {entry['what']}: {entry['why']}. {entry['remedy']}." for entry in document["uncovered"]]
@@ -43,10 +47,7 @@ def render_card(document: Mapping[str, Any]) -> str:
             lines += [f"{table['caption']}:", "", *_table(table["columns"], table["rows"]), ""]
         lines += [*(f"- {note}" for note in section["notes"]), *([""] if section["notes"] else [])]
     if guarantee is not None:
-        rows = [
-            (key, number(v)) for key, v in guarantee.items() if v is not None and key not in ("sentence", "eps_budget")
-        ]
-        lines += ["## Settings", "", *_table(("setting", "value"), rows), ""]
+        lines += ["## Settings", "", *_table(("setting", "value"), settings_rows(guarantee)), ""]
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     lines.append(f"Written {document['created']} by lightning-dp{f' ({versions})' if versions else ''}.")
     return "\n".join(lines) + "\n"

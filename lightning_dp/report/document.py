@@ -96,6 +96,9 @@ def load_document(path: str | Path) -> dict[str, Any]:
             f"{path} has version {document.get('version')!r} of the report, this is {VERSION}: write the baseline again with "
             "the same release of the package."
         )
+    missing = [name for name in schema()["required"] if name not in document]
+    if missing:
+        raise PrivacyConfigError(f"{path} is incomplete: it has no {', '.join(missing)}. Write the baseline again.")
     return document
 
 

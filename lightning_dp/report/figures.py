@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from lightning_dp.accounting.spent import rounded_up
 from lightning_dp.report.section import Figure
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ def new_figure(width: float = 6.4, height: float = 3.6) -> tuple[Drawing, Any]:
 def figure_of(figure: Drawing, title: str, description: str) -> Figure:
     """Turns a matplotlib figure into inline SVG: no fixed background, text as text, names of its own for every part."""
     matplotlib = require_matplotlib()
-    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    # Two pictures of one title, of two groups say, must not share the names of their parts.
+    name = f"{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}-{zlib.crc32(description.encode()):08x}"
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -64,6 +67,8 @@ def figure_of(figure: Drawing, title: str, description: str) -> Figure:
     svg = svg.replace(INK, "currentColor")
     labelled = f'<svg role="img" aria-labelledby="{name}-title {name}-desc"'
     head, _, rest = svg.partition(">")
+    inches = figure.get_size_inches()[0]
+    labelled += f' style="max-width: {6.0 * inches:.2f}rem"'  # letters of one size in pictures of any width
     head = re.sub(r'\s(width|height)="[^"]*"', "", head).replace("<svg", labelled, 1)
     words = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
     return Figure(f"{head}>{words}{rest}".strip(), title, description)
@@ -77,7 +82,7 @@ def draw_budget(steps: Sequence[int], eps: Sequence[float], limit: float | None)
         axes.axhline(limit, color=INK, linewidth=1, linestyle="--")
         axes.annotate("budget", (steps[0], limit), xytext=(0, 4), textcoords="offset points", color=INK)
     axes.set(xlabel="training step", ylabel="eps spent (upper bound)", ylim=(0, None))
-    words = f"Eps rises from {eps[0]:.3g} at step {steps[0]} to {eps[-1]:.3g} at step {steps[-1]}."
+    words = f"Eps rises from {rounded_up(eps[0])} at step {steps[0]} to {rounded_up(eps[-1])} at step {steps[-1]}."
     return figure_of(figure, "Privacy spent over training", words)
 
 

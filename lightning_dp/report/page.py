@@ -7,14 +7,20 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from lightning_dp.report.glance import glance
 from lightning_dp.report.section import Figure
 from lightning_dp.report.words import (
     assumptions,
+    bound,
+    chance,
     glossary,
+    limits,
     membership_sentences,
     number,
     percent,
+    settings_rows,
     verdict,
+    warnings,
 )
 
 __all__ = ("render_page",)
@@ -61,26 +67,25 @@ def _subtitle(document: Mapping[str, Any]) -> str:
 
 
 def _guarantee(document: Mapping[str, Any]) -> Iterable[Part]:
-    kind = "yes" if document["private"] else "no"
-    headline = "Differentially private" if document["private"] else "No privacy guarantee"
+    kind = "no" if not document["private"] else "weak" if warnings(document) else "yes"
+    headline = {
+        "yes": "Differentially private",
+        "weak": "Differentially private, with a weak guarantee",
+        "no": "No privacy guarantee",
+    }[kind]
     box = f'<div class="verdict {kind}"><p><strong>{headline}.</strong></p>{_paragraphs(verdict(document))}</div>'
     needed = assumptions(document)
+    box += _table("At a glance", *glance(document))
     yield "guarantee", "What is guaranteed", box + (f"<h3>It holds if</h3>{_list(needed)}" if needed else "")
     if document["guarantee"] is not None:
-        says_not = [
-            "that the model is right, or right for everyone: see utility, calibration and fairness;",
-            "that nothing can be learnt about people: what is true of everybody with a certain trait is learnt with or without "
-            "any one of them;",
-            "anything about data outside the training set: validation and test people, and everyone the model is used on.",
-        ]
-        yield "limits", "What eps does not say", _list(says_not)
+        yield "limits", "What eps does not say", _list(limits())
 
 
 def _bounds(document: Mapping[str, Any], figures: Figures) -> Iterable[Part]:
     found = document["membership"]
     inner = _paragraphs(membership_sentences(document))
     if found is not None:
-        rows = [(percent(row["fpr"]), percent(row["tpr"])) for row in found["at"]]
+        rows = [(f"{100 * row['fpr']:g} %", percent(row["tpr"])) for row in found["at"]]
         inner += _table(
             "Upper bounds on membership attacks", ("others wrongly accused", "members found, at most"), rows
         )
@@ -92,7 +97,7 @@ def _bounds(document: Mapping[str, Any], figures: Figures) -> Iterable[Part]:
             f"here a blind guess would succeed with chance {found['kappa']:.3g}."
         )
         attackers = [
-            (row["name"], percent(row["probability"]), "yes" if row["is_guarantee"] else "no", row["meaning"])
+            (row["name"], chance(row["probability"]), "yes" if row["is_guarantee"] else "no", row["meaning"])
             for row in found["rows"]
         ]
         table = _table(
@@ -102,9 +107,14 @@ def _bounds(document: Mapping[str, Any], figures: Figures) -> Iterable[Part]:
         )
         pictures = _figures(figures.get("reconstruction", ()))
         yield "reconstruction", "Can a record be reconstructed?", _paragraphs([text]) + table + pictures
+    elif document["guarantee"] is None:
+        text = (
+            "Without differential privacy nothing bounds the chance that a record is reconstructed: count with 100 %."
+        )
+        yield "reconstruction", "Can a record be reconstructed?", _paragraphs([text])
     history = document["budget_over_time"]
     if history:
-        rows = [(number(row["step"]), number(row["eps"])) for row in _thinned(history)]
+        rows = [(number(row["step"]), bound(row["eps"])) for row in _thinned(history)]
         table = _table("Privacy spent so far, upper bounds", ("training step", "eps"), rows)
         yield "budget", "Privacy spent over training", _figures(figures.get("budget", ())) + table
 
@@ -155,13 +165,7 @@ def _technical(document: Mapping[str, Any]) -> Iterable[Part]:
     guarantee = document["guarantee"]
     inner = ""
     if guarantee is not None:
-        left_out = {"sentence", "eps_budget"}
-        rows = [
-            (key.replace("_", " "), number(value))
-            for key, value in guarantee.items()
-            if key not in left_out and value is not None
-        ]
-        inner += _table("Settings of the private training", ("setting", "value"), rows)
+        inner += _table("Settings of the private training", ("setting", "value"), settings_rows(guarantee))
     if document["versions"]:
         inner += _table("Versions", ("package", "version"), list(document["versions"].items()))
     terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in glossary())
@@ -188,7 +192,8 @@ def _figures(found: Iterable[Figure]) -> str:
 
 
 def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    # An empty corner is no header: it would be read aloud as one without a name.
+    head = "".join(f'<th scope="col">{escape(name)}</th>' if name else "<td></td>" for name in columns)
     lines = []
     for first, *rest in rows:
         cells = "".join(f"<td{_align(cell)}>{escape(number(cell))}</td>" for cell in rest)

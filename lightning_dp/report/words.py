@@ -8,7 +8,24 @@ from typing import Any
 
 from lightning_dp.accounting.spent import rounded_up
 
-__all__ = ("assumptions", "glossary", "membership_sentences", "number", "percent", "verdict")
+__all__ = (
+    "assumptions",
+    "bound",
+    "chance",
+    "glossary",
+    "limits",
+    "membership_sentences",
+    "number",
+    "percent",
+    "one_in",
+    "settings_rows",
+    "warnings",
+    "verdict",
+)
+
+LARGE_EPS = 10.0
+"""From here on one record may change the odds of an outcome by more than twenty thousand, and the page says so."""
+_SETTINGS_LEFT_OUT = ("sentence", "eps", "delta", "eps_budget", "risk")
 
 _RELATIONS = {
     "add_or_remove_one": "whether or not the record of any one {unit} was in the training data at all",
@@ -25,15 +42,44 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def bound(value: float | None) -> str:
+    """An upper bound in four digits, rounded up; ``None`` is how the document holds infinity."""
+    return "infinite" if value is None or math.isinf(value) else rounded_up(value)
+
+
 def percent(probability: float | None) -> str:
     """A probability as a percentage, rounded up: it is a bound."""
     if probability is None:
         return "\N{EN DASH}"
-    if probability >= 1.0:
-        return "100 %"
-    digits = 1 if probability >= 0.01 else max(1, 1 - math.floor(math.log10(max(probability, 1e-9) * 100)))
+    if probability >= 1.0 or probability == 0.0:
+        return "100 %" if probability else "0 %"
+    digits = 1 if probability >= 0.01 else max(1, 1 - math.floor(math.log10(max(probability, 1e-8) * 100)))
     scale = 10.0**digits
-    return f"{min(100.0, math.ceil(probability * 100 * scale - 1e-9) / scale):.{digits}f} %"
+    # The factor keeps a number like 0.001, which is a little more than itself in binary, from being rounded up.
+    shown = max(1, math.ceil(probability * 100 * scale * (1.0 - 1e-12))) / scale
+    return f"{min(100.0, shown):.{digits}f} %"
+
+
+def chance(probability: float) -> str:
+    """An attacker's chance in a table: a number too small to be computed is not shown as impossible."""
+    return percent(probability) if probability else "below 0.0000001 %"
+
+
+def one_in(probability: float) -> str:
+    """A small probability as 1 in so many, two digits, rounded towards the larger probability."""
+    times = 1.0 / probability
+    digit = 10 ** max(0, math.floor(math.log10(times)) - 1)
+    return f"1 in {math.floor(times * (1.0 + 1e-12)) // digit * digit:,}".replace(",", "\N{THIN SPACE}")
+
+
+def settings_rows(guarantee: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The public facts of a run for a table, eps and delta first and rounded up."""
+    rows = [("eps", bound(guarantee["eps"])), ("delta", bound(guarantee["delta"]))]
+    return rows + [
+        (key.replace("_", " "), number(value))
+        for key, value in guarantee.items()
+        if key not in _SETTINGS_LEFT_OUT and value is not None
+    ]
 
 
 def unit_of(guarantee: Mapping[str, Any]) -> str:
@@ -55,15 +101,37 @@ def verdict(document: Mapping[str, Any]) -> list[str]:
             "there is no guarantee. Treat the model as personal data."
         ]
     what = _RELATIONS.get(guarantee["relation"], "a change of any one {unit}'s record").format(unit=unit_of(guarantee))
-    eps, factor = guarantee["eps"], math.exp(min(guarantee["eps"], 700.0))
-    multiple = f"{rounded_up(factor)} times" if factor < 1e6 else "more than a million times"
+    eps, delta = guarantee["eps"], guarantee["delta"]
+    # exp(eps) beyond a million is written as a power, so that no rounding makes it smaller than it is.
+    multiple = f"{bound(math.exp(eps))} times" if eps < math.log(1e6) else f"e to the power {bound(eps)} times"
     return [
-        f"eps = {rounded_up(eps)} at delta = {guarantee['delta']:.3g}: whatever is computed from the released model hardly "
-        f"depends on {what}. Anything an outsider could see is at most {multiple} more likely with one of the two than "
-        f"with the other, except for a part of probability {guarantee['delta']:.3g}.",
+        f"eps = {bound(eps)} at delta = {bound(delta)}: how far anything computed from the released model can depend on {what} "
+        f"is limited. Whatever an outsider could see is at most {multiple} as likely with one of the two as with the other, "
+        f"except for a part of probability delta, which is about {one_in(delta)}.",
         "The statement holds whatever else the outsider knows, now or later, and for everything that is done with the model "
-        "afterwards. It is a bound: real attacks usually do worse.",
+        "afterwards. It is a bound for the strongest attack; attacks known today usually reach less, which nothing guarantees.",
+        *warnings(document),
     ]
+
+
+def warnings(document: Mapping[str, Any]) -> list[str]:
+    """What makes a guarantee one in name only; for a run that has a guarantee."""
+    if not document["private"]:
+        return []
+    guarantee = document["guarantee"]
+    eps, delta, n = guarantee["eps"], guarantee["delta"], guarantee["dataset_size"]
+    found = []
+    if eps > LARGE_EPS:
+        found.append(
+            f"Beware: an eps above {LARGE_EPS:g} is large, and guarantees little by itself. Judge by the bounds on attacks "
+            "below."
+        )
+    if delta * n >= 1.0:
+        found.append(
+            f"Beware: delta is not below 1/n = {1 / n:.3g}. A mechanism that publishes the record of one person picked at "
+            "random can satisfy such a guarantee; it should not be relied on."
+        )
+    return found
 
 
 def membership_sentences(document: Mapping[str, Any]) -> list[str]:
@@ -94,6 +162,8 @@ def assumptions(document: Mapping[str, Any]) -> list[str]:
         "person.",
         f"The number of records (n = {guarantee['dataset_size']}) and all settings below are treated as public.",
         "The random numbers behind noise and sampling are kept secret, and the software did what it says.",
+        "Nothing else that shaped the model was computed from the same records: initial weights, normalisation, the choice of "
+        "features or of settings.",
     ]
     if "poisson" in str(guarantee["sampling"]):
         found.append(
@@ -105,6 +175,18 @@ def assumptions(document: Mapping[str, Any]) -> list[str]:
             "trainer's declaration."
         )
     return found
+
+
+def limits() -> list[str]:
+    """What a reader may wrongly take a guarantee to mean."""
+    return [
+        "That the model is right, or right for everyone: see utility, calibration and fairness.",
+        "That nothing can be learnt about people: what is true of everybody with a certain trait is learnt with or without any "
+        "one of them.",
+        "Anything about groups at the same strength: for k records that change together, such as a family's, eps is k times as "
+        "large, and delta grows even faster.",
+        "Anything about data outside the training set: validation and test people, and everyone the model is used on.",
+    ]
 
 
 def glossary() -> list[tuple[str, str]]:
