@@ -201,6 +201,8 @@ def test_the_table_at_a_glance_sets_a_run_beside_its_baseline() -> None:
     assert columns == ("", "this model", "baseline")
     assert rows[0] == ("guarantee", f"eps = {bound(document['guarantee']['eps'])} at delta = 1.235e-05", "none")
     assert rows[1][2] == rows[2][2] == "100 %"  # nothing excludes it, and a dash would hide that
+    gamma = document["reconstruction"]["rows"][0]["probability"]
+    assert float(rows[2][1].split(" %")[0]) >= 100 * gamma
     tpr = document["membership"]["at"][1]["tpr"]
     assert 100 * tpr <= float(rows[1][1][:-2]) <= 100 * tpr + 0.11
     assert [row[0] for row in Page(render_page(document)).table("At a glance")["rows"][1:]] == [row[0] for row in rows]
