@@ -15,13 +15,17 @@ from lightning_dp.accounting import (
     EpsilonMeter,
     GaussianEvent,
     LedgerEntry,
+    MembershipRisk,
     PrivacyLedger,
     RandomizedResponseEvent,
     SensitivityIndex,
     TradeOffCurve,
     calibrate_noise_multiplier,
     get_accountant,
+    membership_bound,
     privacy_spent,
+    reconstruction_bound,
+    relaxed_risk,
     release_event,
 )
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
@@ -213,6 +217,17 @@ def test_the_attack_curve_covers_labels() -> None:
         assert tpr <= curve.tpr(fpr) + 1e-9
         assert curve.tpr(fpr) <= tpr + 2e-3  # and it is no idle bound
     assert curve.membership_advantage > SensitivityIndex(0.8).advantage
+
+
+def test_reconstruction_bounds_cover_labels() -> None:
+    entries = [release(2.5), answer(1.0, 3)]
+    bound, alone = reconstruction_bound(entries, 0.01), reconstruction_bound(entries[:1], 0.01)
+    assert bound.gamma == pytest.approx(float(TradeOffCurve(entries).tpr(0.01)))
+    assert alone.gamma < bound.gamma <= alone.gamma + bound.error + 1e-12
+    assert relaxed_risk(entries, 0.01).gamma == bound.gamma
+    assert membership_bound(entries).advantage == pytest.approx(TradeOffCurve(entries).membership_advantage, abs=1e-9)
+    assert reconstruction_bound(entries[1:], 0.1).gamma <= 0.1 * math.e + 1e-9  # pure eps = 1
+    assert MembershipRisk(advantage=0.9).within(entries)
 
 
 def test_the_meter_counts_answers() -> None:

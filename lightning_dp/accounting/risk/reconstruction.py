@@ -18,8 +18,10 @@ from lightning_dp.accounting.accountants import (
     without_noise,
 )
 from lightning_dp.accounting.ledger import LedgerEntry, gaussian_steps, merge_entries
+from lightning_dp.accounting.responses import without_responses
 from lightning_dp.accounting.risk.closed_forms import check_kappa
 from lightning_dp.accounting.spent import rounded_up
+from lightning_dp.accounting.tradeoff import TradeOffCurve
 from lightning_dp.errors import PrivacyConfigError
 
 __all__ = (
@@ -114,7 +116,8 @@ def reconstruction_bound(
     error = failure(merged) if method == "gaussian" else 0.0
     if method in ("pld", "closed form"):
         # The known attack belongs to the null hypothesis without the sample; the worse direction is no better than it.
-        error = max(0.0, gamma - (kappa if direction == "add" else _known_attack(merged, kappa)))
+        gaussians, _ = without_responses(merged)
+        error = max(0.0, gamma - (kappa if direction == "add" else _known_attack(gaussians, kappa)))
         if method == "pld":
             error = min(error, _grid_error(merged, kappa, side))
     return ReconstructionBound(kappa, gamma, error, side, method, sum(entry.steps for entry in merged))
@@ -145,7 +148,10 @@ def _bound(
         raise PrivacyConfigError(f"direction must be one of {get_args(Direction)}, got {direction!r}.")
     if not entries:
         return kappa, "remove", "nothing released"
-    if without_noise(entries) or failure(entries) >= 1.0:
+    rest, losses = without_responses(entries)
+    if losses:  # randomised labels: the attacker sees the answers as well
+        return max(kappa, float(TradeOffCurve(entries).tpr(kappa))), "remove", "closed form"
+    if without_noise(rest) or failure(entries) >= 1.0:
         return 1.0, "remove", "no noise"
     found = {side: _of_side(entries, kappa, effort, side) for side in get_args(Side)}
     side: Side = max(found, key=lambda s: found[s][0]) if direction == "worst" else direction
@@ -184,9 +190,9 @@ def _known_attack(entries: Sequence[LedgerEntry], kappa: float) -> float:
 
     Standardised, the steps are independent N(0, 1) without the unit, and with it (1 - q) N(0, 1) + q N(1 / sigma, 1).
     """
-    if not 0.0 < kappa < 1.0:
-        return kappa
     events = gaussian_steps(entries)
+    if not (events and 0.0 < kappa < 1.0):
+        return kappa
     threshold = float(-ndtri(-math.expm1(math.log1p(-kappa) / sum(steps for _, steps in events))))
     log_missed = 0.0
     for event, steps in events:

@@ -20,6 +20,7 @@ from lightning_dp.accounting.accountants import PLDAccountant, full_index, is_sa
 from lightning_dp.accounting.gaussian import gaussian_power
 from lightning_dp.accounting.ledger import LedgerEntry, merge_entries
 from lightning_dp.accounting.profile import amplified
+from lightning_dp.accounting.responses import without_responses
 from lightning_dp.accounting.risk.closed_forms import check_kappa
 from lightning_dp.accounting.risk.reconstruction import ReconstructionBound, reconstruction_bound
 from lightning_dp.errors import PrivacyConfigError
@@ -36,6 +37,7 @@ _STEPWISE = (
     "the attacker knows the line on which each step's gradient lies and its length, but forgets the sign of every step's "
     "output; it does not know which steps the sample was in"
 )
+_ANSWERS = "the worst case: how much less the attacker reaches is not known where labels are randomised beside"
 _NO_GRID = "the noise is too small for the relaxed attacker's distribution to be computed; the worst case is given in its place"
 
 
@@ -113,6 +115,8 @@ def relaxed_risk(entries: Sequence[LedgerEntry], kappa: float, dimension: int = 
     same = _SAME.format(d=dimension)
     if worst.method in ("nothing released", "no noise"):
         return RelaxedRisk(kappa, worst.gamma, worst, dimension, same)
+    if without_responses(merged)[1]:
+        return RelaxedRisk(kappa, worst.gamma, worst, dimension, _ANSWERS)
     if not is_sampled(merged):
         mu = full_index(merged)
         gamma = max(float(glrt_power(kappa, mu, dimension)), float(glrt_reverse_power(kappa, mu, dimension)))
