@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning_dp.accounting import PrivacyLedger, PrivacySpent, privacy_spent
+from lightning_dp.accounting import RELATION, PrivacyLedger, PrivacySpent, privacy_spent
 from lightning_dp.accounting.accountants import AccountantName
+from lightning_dp.accounting.ledger import relation_of
 from lightning_dp.callbacks.protocol import PrivateStrategy
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 
@@ -157,7 +158,9 @@ def ensemble_budget(
         The budget, at the smallest delta of the members.
 
     Raises:
-        PrivacyConfigError: no members, guarantees about different units, or ``disjoint`` for members that share a ledger.
+        PrivacyConfigError: no members, guarantees about different units, ``disjoint`` for members that share a ledger or for
+            another relation than add-or-remove-one.
+        PrivacyError: guarantees under different neighbouring relations.
     """
     if not spendings:
         raise PrivacyConfigError("an ensemble needs at least one member.")
@@ -170,6 +173,7 @@ def ensemble_budget(
         )
     if not known:
         return EnsembleBudget(len(spendings), None, "none", tuple(math.inf for _ in spendings))
+    entries = Spending.merged(*known).entries  # also refuses guarantees of different neighbouring relations
     delta, name = min(one.delta for one in known), accountant or known[0].accountant
     each: dict[tuple[Any, ...], float] = {}  # members of one ledger, or of like runs, are accounted once
 
@@ -191,11 +195,15 @@ def ensemble_budget(
                     "were trained on from one checkpoint. Leave disjoint out; what they share is counted once."
                 )
             seen |= one.segments
+        if relation_of(entries) != RELATION:
+            raise PrivacyConfigError(
+                f"disjoint=True is for guarantees under {RELATION}: under another relation a record that takes the place of "
+                "another may be in another member's data, and concern two members. Leave disjoint out."
+            )
         worst = known[alone.index(max(alone))]
         return EnsembleBudget(
             len(known), privacy_spent(worst.merged(worst).entries, delta, name, units[0]), "parallel", alone
         )
-    entries = Spending.merged(*known).entries
     shared = len({one.segments for one in known}) == 1
     return EnsembleBudget(
         len(known), privacy_spent(entries, delta, name, units[0]), "shared" if shared else "added", alone

@@ -269,6 +269,24 @@ def test_units_do_not_add_up() -> None:
         ensemble_budget([])
 
 
+def test_relations_do_not_add_up_and_disjoint_data_need_add_or_remove_one() -> None:
+    replacing = PrivacyLedger()
+    replacing.charge(GaussianEvent(2.0, sampling="none", relation="replace_one"), 1)
+    other = [Spending(replacing.state_dict(), 1e-5, "sample", "pld")]
+    second = PrivacyLedger()
+    second.charge(GaussianEvent(2.0, sampling="none", relation="replace_one"), 1)
+    other.append(Spending(second.state_dict(), 1e-5, "sample", "pld"))
+    for disjoint in (False, True):
+        with pytest.raises(PrivacyError, match="different neighbouring relations"):
+            ensemble_budget([spending(), other[0]], disjoint)
+    added = ensemble_budget(other)
+    assert added.spent is not None
+    assert added.spent.relation == "replace_one"
+    assert added.eps > added.alone[0]
+    with pytest.raises(PrivacyConfigError, match="concern two members"):
+        ensemble_budget(other, disjoint=True)
+
+
 def test_a_spoilt_record_is_refused() -> None:
     with pytest.raises(PrivacyError, match="cannot be read"):
         Spending.of_checkpoint({CHECKPOINT_KEY: {}}, "x.ckpt")

@@ -934,6 +934,11 @@ MONITOR_FAULTS = (
         f"{MULTIPLICITY}::test_a_common_beginning_is_counted_once",
     ),
     _mutant(
+        "a record that moves from one member's data to another's concerns one", ENSEMBLE,
+        "        if relation_of(entries) != RELATION:", "        if not entries:",
+        f"{MULTIPLICITY}::test_relations_do_not_add_up_and_disjoint_data_need_add_or_remove_one",
+    ),
+    _mutant(
         "a member without privacy is forgotten", ENSEMBLE,
         "    if len(known) < len(spendings):", "    if not known:",
         f"{MULTIPLICITY}::test_a_member_without_privacy_leaves_no_guarantee",
