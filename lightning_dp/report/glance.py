@@ -24,7 +24,7 @@ def glance(document: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str
         ("guarantee", *(_guarantee(run) for run in runs)),
         ("exception to it: a part of probability (delta)", *(_exception(run) for run in runs)),
         ("members found at 1 % false accusations, at most", *(_membership(run) for run in runs)),
-        ("records reconstructed by the strongest attacker, at most", *(_reconstruction(run) for run in runs)),
+        ("chance that a given record is reconstructed, at most", *(_reconstruction(run) for run in runs)),
         *((name, *(number(run["utility"].get(name)) for run in runs)) for name in names),
     ]
     return columns, rows
