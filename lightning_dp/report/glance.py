@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_dp.report.words import bound, number, percent
+from lightning_dp.report.words import bound, number, one_in, percent
 
 __all__ = ("glance",)
 
@@ -22,8 +22,9 @@ def glance(document: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str
     columns = ("", "this model", "baseline")[: len(runs) + 1]
     rows = [
         ("guarantee", *(_guarantee(run) for run in runs)),
+        ("exception to it: a part of probability (delta)", *(_exception(run) for run in runs)),
         ("members found at 1 % false accusations, at most", *(_membership(run) for run in runs)),
-        ("records reconstructed by the strongest attacker, at most", *(_reconstruction(run) for run in runs)),
+        ("chance that a given record is reconstructed, at most", *(_reconstruction(run) for run in runs)),
         *((name, *(number(run["utility"].get(name)) for run in runs)) for name in names),
     ]
     return columns, rows
@@ -32,8 +33,12 @@ def glance(document: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str
 def _guarantee(run: Mapping[str, Any]) -> str:
     if not run["private"]:
         return "none"
-    found = run["guarantee"]
-    return f"eps = {bound(found['eps'])} at delta = {bound(found['delta'])}"
+    what = "" if run["guarantee"]["labels_covered"] else ", without the labels"
+    return f"eps = {bound(run['guarantee']['eps'])}{what}"
+
+
+def _exception(run: Mapping[str, Any]) -> str:
+    return one_in(run["guarantee"]["delta"]) if run["private"] else number(None)
 
 
 def _membership(run: Mapping[str, Any]) -> str:

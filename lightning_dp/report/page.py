@@ -17,6 +17,7 @@ from lightning_dp.report.words import (
     limits,
     membership_sentences,
     number,
+    one_in,
     percent,
     settings_rows,
     verdict,
@@ -94,7 +95,7 @@ def _bounds(document: Mapping[str, Any], figures: Figures) -> Iterable[Part]:
     if found is not None:
         text = (
             "An attacker may try to recover a record. How well that can go depends on what it knows already: "
-            f"here a blind guess would succeed with chance {found['kappa']:.3g}."
+            f"here a blind guess would succeed with a chance of {one_in(found['kappa']) if found['kappa'] else '0'}."
         )
         attackers = [
             (row["name"], chance(row["probability"]), "yes" if row["is_guarantee"] else "no", row["meaning"])

@@ -121,6 +121,11 @@ def warnings(document: Mapping[str, Any]) -> list[str]:
     guarantee = document["guarantee"]
     eps, delta, n = guarantee["eps"], guarantee["delta"], guarantee["dataset_size"]
     found = []
+    if not guarantee["labels_covered"]:
+        found.append(
+            "Beware: the guarantee holds for the inputs alone. Labels (diagnoses, outcomes) were used without protection, and "
+            "the model may reveal them."
+        )
     if eps > LARGE_EPS:
         found.append(
             f"Beware: an eps above {LARGE_EPS:g} is large, and guarantees little by itself. Judge by the bounds on attacks "

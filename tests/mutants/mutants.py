@@ -1007,6 +1007,11 @@ REPORT_FAULTS = (
         f"{PAGE_TESTS}::test_the_table_at_a_glance_sets_a_run_beside_its_baseline",
     ),
     _mutant(
+        "the report does not say that labels are unprotected", WORDS,
+        'if not guarantee["labels_covered"]:', "if False:",
+        f"{PAGE_TESTS}::test_labels_that_are_not_covered_are_named_beside_the_guarantee",
+    ),
+    _mutant(
         "no baseline's risk is a dash and not a certainty", "lightning_dp/report/glance.py",
         'if run["membership"] is None:\n        return percent(1.0)',
         'if run["membership"] is None:\n        return number(None)',

@@ -12,7 +12,7 @@ from lightning_dp.report import figure_of, new_figure, render_card, render_page
 from lightning_dp.report.figures import draw_budget, draw_corridor, draw_roc
 from lightning_dp.report.glance import glance
 from lightning_dp.report.words import bound, one_in, percent
-from tests.report.helpers import Page, open_document, private_document, spent
+from tests.report.helpers import Page, open_document, private_document, settings, spent
 from tests.report.test_document import KINDS
 
 
@@ -199,14 +199,25 @@ def test_the_table_at_a_glance_sets_a_run_beside_its_baseline() -> None:
     document = private_document(baseline=open_document())
     columns, rows = glance(document)
     assert columns == ("", "this model", "baseline")
-    assert rows[0] == ("guarantee", f"eps = {bound(document['guarantee']['eps'])} at delta = 1.235e-05", "none")
-    assert rows[1][2] == rows[2][2] == "100 %"  # nothing excludes it, and a dash would hide that
+    assert rows[0] == ("guarantee", f"eps = {bound(document['guarantee']['eps'])}", "none")
+    assert rows[1][1:] == (one_in(1.23449e-5), "\N{EN DASH}")
+    assert rows[2][2] == rows[3][2] == "100 %"  # nothing excludes it, and a dash would hide that
     gamma = document["reconstruction"]["rows"][0]["probability"]
-    assert float(rows[2][1].split(" %")[0]) >= 100 * gamma
+    assert float(rows[3][1].split(" %")[0]) >= 100 * gamma
     tpr = document["membership"]["at"][1]["tpr"]
-    assert 100 * tpr <= float(rows[1][1][:-2]) <= 100 * tpr + 0.11
+    assert 100 * tpr <= float(rows[2][1][:-2]) <= 100 * tpr + 0.11
     assert [row[0] for row in Page(render_page(document)).table("At a glance")["rows"][1:]] == [row[0] for row in rows]
     assert "| guarantee | eps = " in render_card(document)
+
+
+def test_labels_that_are_not_covered_are_named_beside_the_guarantee() -> None:
+    document = private_document(settings=settings(labels_covered=False))
+    page = render_page(document)
+    assert 'class="verdict weak"' in page
+    for text in (" ".join(Page(page).text), render_card(document)):
+        assert "Labels (diagnoses, outcomes) were used without protection" in text
+        assert ", without the labels" in text
+    assert "without protection" not in render_card(private_document())
 
 
 def test_weak_guarantees_are_not_shown_as_strong_ones() -> None:
