@@ -46,6 +46,7 @@ bench: $(VENV)/.lightning-dp-test ## the cost of a private step beside the plain
 	$(PY) -m benchmarks.step_cost
 	$(PY) -m benchmarks.outside_step
 	$(PY) -m benchmarks.ranks
+	$(PY) -m benchmarks.strategies
 
 compatibility: $(VENV)/.lightning-dp-test ## which of timm's families train exactly (half an hour)
 	$(PY) benchmarks/compatibility.py
