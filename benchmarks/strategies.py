@@ -2,9 +2,9 @@
 
     python -m benchmarks.strategies
 
-Every strategy trains the same network on the same data; the table gives the median time of a training step (forward and backward
-passes, noise, optimizer and callbacks, without fetching the data), relative to training without privacy. What happens once is
-given apart: the self-check, the calibration of the noise, the release of NeuralDP.
+Every strategy trains the same network on the same data; the table gives the median time of a training step (forward and
+backward passes, noise, optimizer and callbacks, without fetching the data), relative to training without privacy. What happens
+once is given apart: the self-check, the calibration of the noise, the release of NeuralDP.
 """
 
 from __future__ import annotations
