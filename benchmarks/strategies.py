@@ -9,8 +9,12 @@ once is given apart: the self-check, the calibration of the noise, the release o
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -94,19 +98,42 @@ def run(strategy: Any) -> Clock:
     return clock
 
 
-def main() -> None:
-    """Prints the table."""
+def measure(name: str) -> tuple[float, float]:
+    """Milliseconds of a step and seconds to the first one, in this process."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     run("auto")  # the libraries' own first time
-    clocks = {name: run(make()) for name, make in STRATEGIES.items()}
-    medians = {name: statistics.median(clock.steps[WARM_UP:]) for name, clock in clocks.items()}
-    plain, private = medians["without privacy"], medians["DPStrategy"]
-    print(f"CNN, batch {BATCH}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"{'strategy':44s} {'ms a step':>10s} {'of plain':>9s} {'of DP-SGD':>10s} {'s to start':>11s}")
-    for name, median in medians.items():
-        start = clocks[name].start
-        print(f"{name:44s} {1e3 * median:10.1f} {median / plain:9.2f} {median / private:10.2f} {start:11.2f}")
+    clock = run(STRATEGIES[name]())
+    return 1e3 * statistics.median(clock.steps[WARM_UP:]), clock.start
+
+
+def main() -> None:
+    """Prints the table. Each strategy runs in processes of its own, since memory that one leaves behind slows the next."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(arguments.one)))
+        return
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in STRATEGIES}
+    for _ in range(arguments.rounds):
+        for name, figures in found.items():
+            command = [sys.executable, "-m", "benchmarks.strategies", "--one", name]
+            lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+            figures.append(tuple(json.loads(lines[-1])))
+    steps = {name: statistics.median(step for step, _ in figures) for name, figures in found.items()}
+    plain, private = steps["without privacy"], steps["DPStrategy"]
+    print(
+        f"CNN, batch {BATCH}, torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.rounds} rounds"
+    )
+    print(
+        f"{'strategy':44s} {'ms a step':>10s} {'spread':>13s} {'of plain':>9s} {'of DP-SGD':>10s} {'s to start':>11s}"
+    )
+    for name, step in steps.items():
+        spread = f"{min(s for s, _ in found[name]):.1f}-{max(s for s, _ in found[name]):.1f}"
+        start = statistics.median(start for _, start in found[name])
+        print(f"{name:44s} {step:10.1f} {spread:>13s} {step / plain:9.2f} {step / private:10.2f} {start:11.2f}")
 
 
 if __name__ == "__main__":
