@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import runpy
 import subprocess
@@ -98,3 +99,17 @@ def test_every_refusal_is_documented() -> None:
     page = (ROOT / "docs" / "refusals.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
     assert sorted(rows) == sorted(row.name for row in REFUSALS)
+
+
+def test_the_readmes_callbacks_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from lightning_dp.report import build_document
+
+    (shown,) = [text for text in blocks(ROOT / "README.md", "python") if text.startswith("callbacks = [")]
+    document = build_document(model={"name": "Net"}, settings=None, spent=None)
+    (tmp_path / "baseline").mkdir()
+    (tmp_path / "baseline" / "report.json").write_text(json.dumps(document))
+    monkeypatch.chdir(tmp_path)
+    names = dict(vars(importlib.import_module("lightning_dp")))
+    exec(shown, names)
+    assert len(names["callbacks"]) == 5
