@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dp.data.card import DataCard
 from lightning_dp.data.splits import stratified_split
+from lightning_dp.optional import folder_of
 
 __all__ = ("ACTG175DataModule", "find_actg175")
 
@@ -45,7 +45,8 @@ class ACTG175DataModule(LightningDataModule):
         numbered by `attributes`.
 
     Raises:
-        FileNotFoundError: in ``setup``, if lifelines is not installed and no root is given.
+        ModuleNotFoundError: in ``setup``, if lifelines is not installed and no root is given.
+        FileNotFoundError: in ``setup``, if the file is not there.
     """
 
     num_classes = 2
@@ -94,18 +95,13 @@ def find_actg175(root: str | Path | None = None) -> Path:
     """The path of the file.
 
     Raises:
+        ModuleNotFoundError: lifelines is not installed, and no root was given.
         FileNotFoundError: it is not there.
     """
     if root is not None:
         folder = Path(root)
     else:
-        spec = find_spec("lifelines")
-        if spec is None or not spec.submodule_search_locations:
-            raise FileNotFoundError(
-                "ACTG175 is part of the lifelines package, which is not installed: pip install lifelines, or give root=, the "
-                "folder of ACTG175.csv."
-            )
-        folder = Path(spec.submodule_search_locations[0]) / "datasets"
+        folder = folder_of("lifelines", "data", "ACTG175 without root= (the folder of ACTG175.csv)") / "datasets"
     path = folder / "ACTG175.csv"
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: give root=, the folder of ACTG175.csv.")

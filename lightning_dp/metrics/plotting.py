@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_dp.optional import require
+
 __all__ = ("new_axes",)
 
 
@@ -15,13 +17,7 @@ def new_axes(ax: Any = None) -> tuple[Any, Any]:
     """
     if ax is not None:
         return ax.figure, ax
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "plot() needs matplotlib, which is not installed: pip install 'lightning-dp[plots]'. The numbers are in "
-            "to_dict() without it."
-        ) from error
     # Not pyplot: its figures stay open until closed, and it may look for a display.
-    fig = Figure(figsize=(5.0, 4.0), layout="constrained")
+    figure = require("matplotlib.figure", "plots", "plot()")
+    fig = figure.Figure(figsize=(5.0, 4.0), layout="constrained")
     return fig, fig.add_subplot()

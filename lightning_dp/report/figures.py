@@ -10,6 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from lightning_dp.accounting.spent import rounded_up
+from lightning_dp.optional import require
 from lightning_dp.report.section import Figure
 
 if TYPE_CHECKING:
@@ -23,14 +24,8 @@ _COLOURS = ("#2f6fb7", "#c2571a", "#2c8a57", "#8a4fa3")
 
 
 def require_matplotlib() -> Any:
-    """The module, or an ImportError that says how to get it."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(
-            "the report draws with matplotlib, which is not installed: pip install 'lightning-dp[plots]'"
-        ) from error
-    return matplotlib
+    """The module, or a ModuleNotFoundError that says how to get it."""
+    return require("matplotlib", "plots", "the report, which draws,")
 
 
 def new_figure(width: float = 6.4, height: float = 3.6) -> tuple[Drawing, Any]:

@@ -46,15 +46,15 @@ def test_the_split_holds_everybody_once(tmp_path: Path) -> None:
 def test_a_missing_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="give root="):
         find_actg175(tmp_path)
-    monkeypatch.setattr("lightning_dp.data.actg175.find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="pip install lifelines"):
+    monkeypatch.setattr("lightning_dp.optional.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="data"):
         find_actg175()
 
 
 def test_the_file_of_lifelines_is_the_trial() -> None:
     try:
         path = find_actg175()
-    except FileNotFoundError:
+    except ModuleNotFoundError:
         pytest.skip("lifelines is not installed")
     inputs, labels, levels = read_actg175(path)
     assert inputs.shape == (ACTG175DataModule.card.n, 16)
