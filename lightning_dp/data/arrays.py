@@ -58,14 +58,19 @@ class ArrayDataModule(LightningDataModule):
         batch_size: Batch size of the train loader; under a private strategy the expected batch size B.
         eval_batch_size: Batch size of the validation and test loaders.
         num_workers: Worker processes of the loaders.
+        has_validation: Whether there is a part ``val``. It has to be known before the arrays are.
     """
 
     card: ClassVar[DataCard]
     #: Names of a sample's arrays in the order in which a batch has them.
     columns: ClassVar[tuple[str, ...]] = ("inputs", "labels")
 
-    def __init__(self, batch_size: int, eval_batch_size: int = 256, num_workers: int = 0) -> None:
+    def __init__(
+        self, batch_size: int, eval_batch_size: int = 256, num_workers: int = 0, has_validation: bool = True
+    ) -> None:
         super().__init__()
+        if not has_validation:  # an empty loader would make Lightning warn; this makes it see none
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self._sets: dict[str, ArrayDataset] = {}
 
@@ -100,8 +105,8 @@ class ArrayDataModule(LightningDataModule):
         return DataLoader(self._sets["train"], self.batch_size, shuffle=True, num_workers=self.num_workers)
 
     def val_dataloader(self) -> Any:
-        """Validation batches; no loader where there is no such part."""
-        return self._evaluation_loader("val") if "val" in self._sets else []
+        """Validation batches. Without a validation part the module has no such loader, as if this were not here."""
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Test batches."""

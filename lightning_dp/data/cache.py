@@ -70,7 +70,7 @@ def generate_once(
     path = cache_folder(folder) / f"{name}-{blake2b(text.encode(), digest_size=8).hexdigest()}.npz"
     if path.is_file():
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return {key: file[key] for key in file.files}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile):
             pass  # cut short, by a full disk for one
@@ -84,7 +84,8 @@ def generate_once(
         ) from error
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            save: Any = np.savez  # its types take the names of arrays for options
+            save(file, **arrays)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

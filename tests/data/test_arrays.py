@@ -19,7 +19,7 @@ class Toy(ArrayDataModule):
     card = DataCard("toy", "none", 20, False, "one patient", "made here")
 
     def __init__(self, parts: Mapping[str, int]) -> None:
-        super().__init__(batch_size=4)
+        super().__init__(batch_size=4, has_validation="val" in parts)
         self.parts, self.calls = parts, 0
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
