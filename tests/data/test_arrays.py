@@ -57,7 +57,7 @@ def test_owners_are_a_strategys_units() -> None:
     strategy = DPStrategy(noise_multiplier=1.0, unit="unit_id")
     run = trainer(strategy=strategy)
     run.fit(ClassificationTask(nn.Linear(3, 2), num_classes=2), Toy({"train": 20, "test": 6}))
-    assert strategy.settings().n == 10
+    assert strategy.settings().dataset_size == 10
 
 
 def test_samples_are_the_rows() -> None:
