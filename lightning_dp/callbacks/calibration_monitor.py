@@ -19,8 +19,8 @@ from lightning_dp.report import Section
 __all__ = ("CalibrationMonitor",)
 
 
-#: What is logged unless other names are given.
-FEW = ("ece", "brier", "nll")
+#: What is logged unless other names are given, and whether of each group.
+FEW = {"ece": True, "brier": False, "nll": False}
 
 
 class CalibrationMonitor(Monitor[CalibrationResult]):
@@ -75,11 +75,11 @@ class CalibrationMonitor(Monitor[CalibrationResult]):
     ) -> None:
         super().__init__(groups, stages, extract, log, FEW, prefix, figures, dataloader_idx)
         self._settings = (task, num_classes, class_names, groups, n_bins, confidence)
-        Calibration(*self._settings)  # refuses bad settings now
+        self._own = Calibration(*self._settings)
 
     @override
     def _new_metric(self, trainer: Trainer) -> Calibration:
-        return Calibration(*self._settings)
+        return self._own
 
     @override
     def _add(self, metric: Calibration, found: Predictions) -> None:

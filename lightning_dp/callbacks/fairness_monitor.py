@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lightning_dp.callbacks.extraction import Extract, Predictions
@@ -20,8 +19,8 @@ from lightning_dp.report import Section
 __all__ = ("FairnessMonitor",)
 
 
-#: What is logged unless other names are given, and with it for a binary task.
-FEW = ("accuracy", "accuracy_difference", "accuracy_parity_difference", "worst_group_accuracy")
+#: What is logged unless other names are given, of each group too where it has a value for each; and with it for a binary task.
+FEW = ("accuracy", "accuracy_difference", "worst_group_accuracy")
 GAPS = (
     "demographic_parity_difference",
     "demographic_parity_ratio",
@@ -48,7 +47,7 @@ class FairnessMonitor(Monitor[FairnessResult]):
         threshold: a probability above it is a positive prediction.
         min_count: smaller groups are left out of the gaps, by name.
         confidence: level of the intervals.
-        n_boot: bootstrap draws for the intervals of gaps; 0 for none. The validations of a ``fit`` go without them.
+        n_boot: bootstrap draws for the intervals of gaps; 0 for none.
         stages: ``"val"``, ``"test"`` or both.
         extract: makes `Predictions` of a step's outputs and its batch, where the step returns something else.
         log: names of the measures to log, ``["all"]`` for all; None: accuracies and their differences and, of a binary task,
@@ -89,16 +88,12 @@ class FairnessMonitor(Monitor[FairnessResult]):
         dataloader_idx: int | None = None,
     ) -> None:
         few = (*FEW, *GAPS) if task == "binary" else FEW  # of several outcomes there are many
-        super().__init__(groups, stages, extract, log, few, prefix, figures, dataloader_idx)
-        # Held by its settings and not copied: a fresh metric costs less than a copy of one.
-        self._settings = (groups, task, num_classes, class_names, threshold, min_count, confidence)
-        self._n_boot = n_boot
-        Fairness(*self._settings, n_boot=n_boot)  # refuses bad settings now
+        super().__init__(groups, stages, extract, log, dict.fromkeys(few, True), prefix, figures, dataloader_idx)
+        self._own = Fairness(groups, task, num_classes, class_names, threshold, min_count, confidence, n_boot)
 
     @override
     def _new_metric(self, trainer: Trainer) -> Fairness:
-        fitting = trainer.state.fn == TrainerFn.FITTING
-        return Fairness(*self._settings, n_boot=0 if fitting else self._n_boot)
+        return self._own
 
     @override
     def _add(self, metric: Fairness, found: Predictions) -> None:

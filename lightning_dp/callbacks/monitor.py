@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
@@ -22,7 +23,7 @@ from lightning_dp.report import Section
 __all__ = ("Monitor", "Stage", "absent_values")
 
 Stage = Literal["val", "test"]
-_ENOUGH = 4096  # samples that are added to the metric at once
+_ENOUGH = 1 << 20  # numbers predicted (samples times classes) that are added to the metric at once: four megabytes
 _STEPS = {"val": "validation_step", "test": "test_step"}
 
 
@@ -54,13 +55,14 @@ class Monitor(Callback, Generic[R]):
         extract: makes `Predictions` of a step's outputs and its batch; None: the step returns a dictionary with
             ``"probs"`` or ``"logits"``, ``"target"`` and, where there are groups, ``"groups"``.
         log: names of the measures to log, for example ``["ece"]``; ``["all"]`` for all, None for those of ``few``.
-        few: names of the measures that are usually watched. Each logged number costs time in every stage.
+        few: the measures that are usually watched, and whether of each group too. Each logged number costs time in every
+            stage.
         prefix: goes before the names, so that two monitors of one kind do not overwrite each other.
         figures: folder for the figures, relative to the Trainer's ``default_root_dir``; None saves none.
         dataloader_idx: which loader to listen to, where there are several.
 
     Attributes:
-        results: stage -> its last result.
+        results: stage -> its last result. It is made of the stage's sums when it is asked for.
 
     Raises:
         ValueError: an unknown stage, or none.
@@ -72,7 +74,7 @@ class Monitor(Callback, Generic[R]):
         stages: Sequence[Stage],
         extract: Extract | None,
         log: Sequence[str] | None,
-        few: Sequence[str],
+        few: Mapping[str, bool],
         prefix: str,
         figures: str | Path | None,
         dataloader_idx: int | None,
@@ -80,12 +82,13 @@ class Monitor(Callback, Generic[R]):
         if not stages or set(stages) - set(get_args(Stage)):
             raise ValueError(f'stages must hold "val" or "test" or both, got {tuple(stages)}.')
         self.groups, self.stages, self.extract = groups, tuple(stages), extract
-        self.logged = frozenset(few if log is None else log)
+        self.logged: dict[str, bool] = dict(few) if log is None else dict.fromkeys(log, True)
         self.prefix, self.figures, self.dataloader_idx = prefix, figures, dataloader_idx
-        self.results: dict[Stage, R] = {}
+        self.results: Mapping[Stage, R] = _Results()
         self._metric: SummedMetric | None = None
         self._waiting: list[Predictions] = []
-        self._latest: R | None = None
+        self._numbers = 0
+        self._latest: Stage | None = None
         self._shown: set[str] = set()
 
     @property
@@ -100,13 +103,13 @@ class Monitor(Callback, Generic[R]):
                 f"{type(self).__name__} has no result yet: run trainer.validate or trainer.test with it among the callbacks, "
                 f"with one of its stages {self.stages}."
             )
-        return self._latest
+        return self.results[self._latest]
 
     # --- what a monitor is ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def _new_metric(self, trainer: Trainer) -> SummedMetric:
-        """A fresh metric for a stage."""
+        """The metric for a stage. It is started afresh."""
 
     def _hear(self, metric: Any, found: Predictions, trainer: Trainer, batch: Any) -> None:
         """Takes a batch: keeps it until there are enough samples, since many small updates cost more than a few."""
@@ -114,11 +117,12 @@ class Monitor(Callback, Generic[R]):
         if self._waiting and not found.goes_with(self._waiting[-1]):
             self._flush(metric)
         self._waiting.append(found)
-        if sum(len(one) for one in self._waiting) >= _ENOUGH:
+        self._numbers += found.numbers
+        if self._numbers >= _ENOUGH:
             self._flush(metric)
 
     def _flush(self, metric: Any) -> None:
-        parts, self._waiting = self._waiting, []
+        parts, self._waiting, self._numbers = self._waiting, [], 0
         if parts:
             self._add(metric, Predictions.joined(parts))
 
@@ -140,12 +144,10 @@ class Monitor(Callback, Generic[R]):
             return (self._section(self.results["test"], "test"),)
         return (self._section(self.results["val"], "validation"),) if "val" in self.results else ()
 
-    def _check(self, result: R) -> None:
-        """Refuses a result that cannot be right; the same on all ranks."""
-
-    def _extra_scalars(self) -> dict[str, float]:
-        """Further numbers to log."""
-        return {}
+    def _named(self, metric: Any, counts: Any, result: Callable[[], R]) -> dict[str, float]:
+        """The numbers to log and maybe more; ``result`` is called only if it takes the whole result to know them."""
+        found: dict[str, float] | None = metric.scalars(counts, frozenset(self.logged))
+        return result().scalars() if found is None else found
 
     # --- hooks ---------------------------------------------------------------------------------------------------------
 
@@ -192,7 +194,7 @@ class Monitor(Callback, Generic[R]):
     # --- steps ---------------------------------------------------------------------------------------------------------
 
     def _start(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
-        self._metric, self._waiting = None, []  # also drops what a stage that was broken off has left
+        self._metric, self._waiting, self._numbers = None, [], 0  # also drops what a stage that was broken off has left
         if trainer.sanity_checking or stage not in self.stages:
             return
         loaders = _loaders(trainer, stage)
@@ -205,7 +207,9 @@ class Monitor(Callback, Generic[R]):
         if chosen is not None and not 0 <= chosen < max(1, len(loaders)):
             raise ValueError(f"there is no {stage} loader {chosen}: {len(loaders)} are given, numbered from 0.")
         self._metric = self._new_metric(trainer)
-        if module.device.type != "mps":  # which has no float64
+        if self._metric.update_called:  # by a stage that was broken off
+            self._metric.reset()
+        if module.device.type != "mps" and self._metric.device != module.device:  # mps has no float64
             self._metric.to(module.device)
 
     def _listen(
@@ -244,18 +248,19 @@ class Monitor(Callback, Generic[R]):
         if metric is None:
             return
         self._flush(metric)
-        result: R = metric.result()
-        self._check(result)
-        self._latest = self.results[stage] = result
-        named = {**result.scalars(), **self._extra_scalars()}
-        wanted = {
-            f"{stage}/{self.prefix + '/' if self.prefix else ''}{name}": value
-            for name, value in named.items()
-            if "all" in self.logged or name.split("/")[0] in self.logged
-        }
+        counts = metric.take()
+        result: Callable[[], R] = cache(partial(metric.result_of, counts))
+        named = {name: value for name, value in self._named(metric, counts, result).items() if self._is_logged(name)}
+        assert isinstance(self.results, _Results)
+        self.results.put(stage, result)
+        self._latest = stage
+        start = f"{stage}/{self.prefix + '/' if self.prefix else ''}"
+        wanted = {start + name: value for name, value in named.items()}
         # Equal on all ranks already; sync_dist says so to Lightning. batch_size: the numbers are of the whole stage.
         self.log_dict(wanted, sync_dist=True, batch_size=1, add_dataloader_idx=False)  # type: ignore[attr-defined]
-        reasons = absent_values(result.to_dict()) if any(math.isnan(value) for value in named.values()) else []
+        absent = {name for name, value in named.items() if math.isnan(value)} - self._shown
+        self._shown |= absent
+        reasons = absent_values(result().to_dict()) if absent else []
         new = [reason for reason in reasons if reason not in self._shown]
         if new:
             self._shown |= set(new)
@@ -265,14 +270,38 @@ class Monitor(Callback, Generic[R]):
         if self.figures is not None and trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / self.figures
             folder.mkdir(parents=True, exist_ok=True)
-            for name, figure in self._draw(result):
+            for name, figure in self._draw(result()):
                 file = re.sub(r"[^\w.-]+", "-", f"{stage}_{self.prefix + '_' if self.prefix else ''}{name}")
                 figure.savefig(folder / f"{file}.png", dpi=150)
+
+    def _is_logged(self, name: str) -> bool:
+        measure, _, group = name.partition("/")
+        return "all" in self.logged or (measure in self.logged and (not group or self.logged[measure]))
 
     def _warn_once(self, text: str) -> None:
         if text not in self._shown:
             self._shown.add(text)
             rank_zero_warn(f"{type(self).__name__}: {text}")
+
+
+class _Results(Mapping[Any, Any]):
+    """What stages gave, made when it is looked at: a validation of which only numbers are logged need not make it."""
+
+    def __init__(self) -> None:
+        self._make: dict[Any, Callable[[], Any]] = {}
+
+    def put(self, stage: Any, make: Callable[[], Any]) -> None:
+        """Keeps what makes a stage's result."""
+        self._make[stage] = make
+
+    def __getitem__(self, stage: Any) -> Any:
+        return self._make[stage]()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._make)
+
+    def __len__(self) -> int:
+        return len(self._make)
 
 
 def real_samples(sampler: DistributedSampler[Any]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -92,7 +92,7 @@ class MultiplicityMonitor(Monitor[MultiplicityResult]):
         figures: str | Path | None = None,
         dataloader_idx: int | None = None,
     ) -> None:
-        super().__init__(groups, stages, extract, log, ("all",), prefix, figures, dataloader_idx)
+        super().__init__(groups, stages, extract, log, {"all": True}, prefix, figures, dataloader_idx)
         if output not in get_args(Output):
             raise ValueError(f'output must be "logits" or "probs", got {output!r}.')
         self.members = members
@@ -143,19 +143,16 @@ class MultiplicityMonitor(Monitor[MultiplicityResult]):
         self._compared = True
 
     @override
-    def _check(self, result: MultiplicityResult) -> None:
+    def _named(self, metric: Any, counts: Any, result: Callable[[], MultiplicityResult]) -> dict[str, float]:
         members = self._heard
         assert members is not None
-        if result.overall.viable_range.value == 0.0 and members.differ():
+        if result().overall.viable_range.value == 0.0 and members.differ():
             raise ValueError(
                 f"the {len(members)} members have different weights and the same predictions, to the last bit: something else "
                 "than the weights decides (a hook that averages, a cache). predict= must use the module it is given."
             )
         rank_zero_info(f"MultiplicityMonitor: {self.budget}.")
-
-    @override
-    def _extra_scalars(self) -> dict[str, float]:
-        return {} if self.budget is None else {"ensemble_epsilon": self.budget.eps}
+        return {**result().scalars(), **({} if self.budget is None else {"ensemble_epsilon": self.budget.eps})}
 
     @override
     def _draw(self, result: MultiplicityResult) -> Iterator[tuple[str, Any]]:

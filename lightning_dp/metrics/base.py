@@ -56,6 +56,26 @@ class SummedMetric(torchmetrics.Metric):
     def _result(self, counts: Any) -> Any:
         """The result object of sums; it has ``scalars()`` and ``plot()``."""
 
+    def take(self) -> Any:
+        """The sums so far, of all ranks, and starts afresh. A collective under DDP."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute):
+            taken = self._states()
+        self.reset()  # gives the states new tensors: the old ones need no copy
+        return taken
+
+    def result_of(self, counts: Any) -> Any:
+        """The result of sums that were taken."""
+        return self._result(counts)
+
+    def scalars(self, counts: Any, measures: frozenset[str]) -> dict[str, float] | None:
+        """Some of the result's ``scalars()``, without making the result; None where it has to be made.
+
+        Args:
+            counts: sums that were taken.
+            measures: first parts of the names.
+        """
+        return None
+
     def result(self) -> Any:
         """The result over all samples so far, of all ranks. Every rank must call it: it is a collective under DDP."""
         return self._result(self.counts())

@@ -14,6 +14,7 @@ from lightning_dp.metrics.functional.calibration import (
     CalibrationCounts,
     calibration_counts,
     calibration_result,
+    calibration_scalars,
     calibration_zeros,
 )
 from lightning_dp.metrics.functional.calibration_result import CalibrationResult
@@ -83,6 +84,10 @@ class Calibration(SummedMetric):
     @override
     def _result(self, counts: CalibrationCounts) -> CalibrationResult:
         return calibration_result(counts, self.groups, self.outcomes, self.confidence)
+
+    @override
+    def scalars(self, counts: CalibrationCounts, measures: frozenset[str]) -> dict[str, float] | None:
+        return calibration_scalars(counts, self.groups, measures)
 
     @override
     def result(self) -> CalibrationResult:

@@ -10,7 +10,13 @@ from typing_extensions import override
 
 from lightning_dp.metrics.base import SummedMetric
 from lightning_dp.metrics.estimate import z_score
-from lightning_dp.metrics.functional.fairness import FairnessCounts, fairness_counts, fairness_result, fairness_zeros
+from lightning_dp.metrics.functional.fairness import (
+    FairnessCounts,
+    fairness_counts,
+    fairness_result,
+    fairness_scalars,
+    fairness_zeros,
+)
 from lightning_dp.metrics.functional.fairness_result import FairnessResult
 from lightning_dp.metrics.functional.histogram import CELLS
 from lightning_dp.metrics.functional.outcomes import Outcomes, Task
@@ -105,6 +111,10 @@ class Fairness(SummedMetric):
         return fairness_result(
             counts, self.groups, self.outcomes, self.min_count, self.confidence, self.n_boot, self.seed
         )
+
+    @override
+    def scalars(self, counts: FairnessCounts, measures: frozenset[str]) -> dict[str, float]:
+        return fairness_scalars(counts, self.groups, self.outcomes, measures, self.min_count)
 
     @override
     def result(self) -> FairnessResult:

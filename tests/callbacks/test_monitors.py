@@ -61,7 +61,7 @@ def test_results_are_those_of_a_plain_loop(private: bool) -> None:
         calibration, fairness, **({"strategy": DPStrategy(noise_multiplier=1.0)} if private else {}), max_epochs=2
     )
     run.fit(module, loader(), loader(seed=5))
-    expected = plain(module, seed=5, n_boot=0)  # no bootstrap in the validations of a fit
+    expected = plain(module, seed=5)
     close(calibration.results["val"].to_dict(), expected["calibration"].to_dict())
     close(fairness.results["val"].to_dict(), expected["fairness"].to_dict())
     logged = {name: float(value) for name, value in run.callback_metrics.items()}
@@ -72,6 +72,25 @@ def test_results_are_those_of_a_plain_loop(private: bool) -> None:
     run.test(module, loader(), verbose=False)
     close(calibration.results["test"].to_dict(), plain(module)["calibration"].to_dict())
     assert fairness.result is fairness.results["test"] is not fairness.results["val"]
+
+
+def test_an_earlier_result_is_not_touched_by_a_later_stage() -> None:
+    calibration, fairness = monitors()
+    module, run = Grouped(), trainer(calibration, fairness)
+    run.validate(module, loader(seed=5), verbose=False)
+    run.test(module, loader(seed=6), verbose=False)
+    close(fairness.results["val"].to_dict(), plain(module, seed=5)["fairness"].to_dict())
+    close(calibration.results["val"].to_dict(), plain(module, seed=5)["calibration"].to_dict())
+
+
+def test_a_few_numbers_are_logged_unless_others_are_named() -> None:
+    run = trainer(*monitors())
+    names = {name.removeprefix("test/") for name in run.test(Grouped(), loader(), verbose=False)[0]}
+    by_group = {f"{measure}/{group}" for measure in ("ece", "accuracy") for group in GROUPS.names}
+    assert names == {"ece", "brier", "nll", "accuracy_difference", "worst_group_accuracy"} | by_group
+    run = trainer(monitors(log=["brier"])[0])
+    names = {name.removeprefix("test/") for name in run.test(Grouped(), loader(), verbose=False)[0]}
+    assert names == {"brier"} | {f"brier/{group}" for group in GROUPS.names}
 
 
 def test_silent_in_the_sanity_check_and_in_stages_not_asked_for() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from lightning_dp.metrics import Fairness, FairnessResult, Groups, wilson_interval
-from lightning_dp.metrics.functional import Outcomes, auroc_from_cells, fairness
+from lightning_dp.metrics.functional import Outcomes, aurocs_from_cells, fairness
 from tests.metrics.helpers import GROUPS, Data, data
 
 few, fewer = settings(max_examples=25), settings(max_examples=10)
@@ -108,7 +108,7 @@ def test_delong_intervals_are_those_of_a_plain_loop_and_cover() -> None:
         negative, positive = make.normal(0, 1, 60), make.normal(1, 1, 40)
         values = np.unique(np.concatenate([negative, positive]))
         counts = torch.tensor(np.stack([np.isin(values, negative), np.isin(values, positive)], 1).astype(int))
-        area, error, deviation = auroc_from_cells(counts)
+        ((area, error, deviation),) = aurocs_from_cells(counts[None])
         assert error == 0.0
         wins = (positive[:, None] > negative[None, :]).astype(float)
         variance = wins.mean(1).var(ddof=1) / 40 + wins.mean(0).var(ddof=1) / 60

@@ -34,7 +34,7 @@ def fed(name: str, task: Any, n: int = 120, groups: Groups = GROUPS) -> SummedMe
         "fairness": lambda: Fairness(groups, task, size, n_boot=50),
         "selective": lambda: SelectivePrediction(task, size, groups=groups),
     }[name]()
-    metric.update(d.probs, d.targets, d.groups)
+    metric.update(d.probs, d.targets, d.groups if groups is GROUPS else None)
     return metric
 
 
@@ -144,3 +144,40 @@ def test_fairness_pictures_any_measure() -> None:
         result.plot("kindness")
     with pytest.raises(KeyError, match="no gap"):
         result.gap("kindness_gap")
+
+
+@pytest.mark.parametrize("n", [0, 1, 120])
+@pytest.mark.parametrize("groups", [GROUPS, Groups.everybody()], ids=["groups", "everybody"])
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+@pytest.mark.parametrize(
+    "name, measures",
+    [
+        ("calibration", {"ece", "brier", "nll", "mce", "accuracy"}),
+        ("calibration", {"ece"}),
+        ("fairness", {"accuracy", "accuracy_difference", "accuracy_parity_difference", "worst_group_accuracy"}),
+        ("fairness", {"accuracy", "auroc_gap", "tpr"}),
+    ],
+)
+def test_scalars_without_the_result_are_those_of_the_result(
+    name: str, measures: set[str], task: str, groups: Groups, n: int
+) -> None:
+    metric = fed(name, task, n, groups)
+    counts = metric.take()
+    result = metric.result_of(counts).scalars()
+    found = metric.scalars(counts, frozenset(measures))
+    assert found is not None
+    wanted = {key for key in result if key.split("/")[0] in measures}
+    assert wanted <= found.keys() <= result.keys()
+    assert [found[key] for key in wanted] == pytest.approx([result[key] for key in wanted], rel=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_taken_stays_and_the_metric_starts_afresh(name: str) -> None:
+    metric = fed(name, "multiclass")
+    before = metric.result().to_dict()
+    counts = metric.take()
+    assert metric.counts()[0].sum() == 0
+    if name != "multiplicity":
+        d = data("multiclass", 30, 1, classes=3)
+        metric.update(d.probs, d.targets, d.groups)
+    assert metric.result_of(counts).to_dict() == before

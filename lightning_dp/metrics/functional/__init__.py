@@ -31,7 +31,7 @@ from lightning_dp.metrics.functional.multiplicity import (
     multiplicity_zeros,
 )
 from lightning_dp.metrics.functional.outcomes import Outcomes
-from lightning_dp.metrics.functional.ranking import auroc_from_cells
+from lightning_dp.metrics.functional.ranking import aurocs_from_cells
 from lightning_dp.metrics.functional.selective import (
     SelectiveCounts,
     area_under_risk_coverage,
@@ -51,7 +51,7 @@ __all__ = (
     "adaptive_calibration_error",
     "answer",
     "area_under_risk_coverage",
-    "auroc_from_cells",
+    "aurocs_from_cells",
     "calibration",
     "calibration_counts",
     "calibration_result",

@@ -24,6 +24,7 @@ __all__ = (
     "calibration",
     "calibration_counts",
     "calibration_result",
+    "calibration_scalars",
     "calibration_zeros",
 )
 
@@ -73,36 +74,40 @@ def calibration_counts(
     Returns:
         ``into``. It is untouched if the samples are refused.
     """
-    p, y = outcomes.probabilities(probs), outcomes.targets(targets)
+    p, y = outcomes.probabilities(probs).double(), outcomes.targets(targets)
     n, k = same_length(p, y), len(outcomes)
-    truth = outcomes.one_hot(y)
     ids = group_ids.to(p.device)
+    class_rows = ids[:, None] * k + torch.arange(k, device=p.device)
     if outcomes.task == "multiclass":
         confidence, top = p.max(1) if n else (p.sum(1), y)
         right = (top == y).double()
         events, came = confidence[:, None], right[:, None]
-        per_sample_nll = -p.gather(1, y[:, None])[:, 0].log()
-        brier = (p - truth).square().sum(1)
+        true = y[:, None]  # the outcome that occurs
+        of_truth = p.gather(1, true)[:, 0]
+        per_sample_nll = -of_truth.log()
+        brier = torch.linalg.vecdot(p, p) - of_truth.square() + (1 - of_truth).square()
     else:
+        truth = y
         right = ((p > 0.5).long() == truth).double().mean(1)
         events, came = p, truth.double()
         per_sample_nll = -torch.where(truth == 1, p, 1 - p).log().mean(1)
         brier = (p - truth).square().mean(1)
 
-    n_bins, rows = into.bins.shape[1], ids[:, None].expand_as(events)
-    edges = torch.linspace(0, 1, n_bins + 1, dtype=torch.float64, device=p.device)
-
-    def bin_of(values: Tensor) -> Tensor:
-        return (torch.bucketize(values, edges, right=True) - 1).clamp(0, n_bins - 1)
-
-    def binned(index: Tensor, happened: Tensor, p: Tensor, sums: Tensor) -> None:
-        parts = torch.stack([torch.ones_like(p), happened.double(), p], -1)
-        add_up(index.reshape(-1), parts.reshape(-1, 3), sums.view(-1, 3))
-
-    binned(rows * n_bins + bin_of(events), came, events, into.bins)
-    class_rows = ids[:, None] * k + torch.arange(k, device=p.device)
-    binned(class_rows * n_bins + bin_of(p), truth, p, into.classes)
-    binned(rows * CELLS + cells(events), came, events, into.cells)
+    n_bins = into.bins.shape[1]
+    inner_edges = torch.linspace(0, 1, n_bins + 1, dtype=torch.float64, device=p.device)[1:-1]
+    bins = torch.bucketize(p, inner_edges, right=True)
+    places = bins.add(class_rows, alpha=n_bins)
+    if outcomes.task == "multiclass":
+        event_bins = bins.gather(1, top[:, None])
+        _add_columns(places, None, p, into.classes)
+        # One outcome a sample occurs: n additions, and not n times the number of classes.
+        add_up(places.gather(1, true)[:, 0], torch.ones_like(of_truth), into.classes.view(-1, 3)[:, 1])
+    else:
+        event_bins = bins
+        _add_columns(places, came, p, into.classes)
+    rows = ids[:, None].expand_as(events)
+    _add_columns(rows * n_bins + event_bins, came, events, into.bins)
+    _add_columns(rows * CELLS + cells(events), came, events, into.cells)
     possible = torch.isfinite(per_sample_nll)
     nll = per_sample_nll.where(possible, torch.zeros_like(per_sample_nll))
     add_up(ids, torch.ones_like(right), into.samples)
@@ -112,6 +117,15 @@ def calibration_counts(
     add_up(ids, torch.stack([nll, nll.square()], 1), into.nll)
     add_up(ids, ~possible, into.impossible)
     return into
+
+
+def _add_columns(place: Tensor, came: Tensor | None, p: Tensor, sums: Tensor) -> None:
+    """Adds one event for each place: its count, whether it came true (if given), its probability; a column at a time."""
+    flat, columns = place.reshape(-1), sums.view(-1, 3)
+    add_up(flat, torch.ones_like(p).reshape(-1), columns[:, 0])
+    if came is not None:
+        add_up(flat, came.reshape(-1), columns[:, 1])
+    add_up(flat, p.reshape(-1), columns[:, 2])
 
 
 def calibration(
@@ -178,6 +192,42 @@ def calibration_result(
     )
 
 
+def calibration_scalars(counts: CalibrationCounts, groups: Groups, measures: frozenset[str]) -> dict[str, float] | None:
+    """Some of the result's ``scalars()``, of all groups in one go; None where the result itself has to be made.
+
+    What is logged after every validation should not cost the measures, intervals and tables that nobody looks at.
+
+    Args:
+        counts: as for `calibration_result`.
+        groups: likewise.
+        measures: names out of ``accuracy``, ``ece``, ``mce``, ``brier`` and ``nll``.
+    """
+    if not measures <= {"accuracy", "ece", "mce", "brier", "nll"}:
+        return None
+
+    places = ["", *(() if groups.attribute_names == ("",) else (f"/{name}" for name in groups.names))]
+
+    def with_all(value: Tensor) -> Tensor:
+        value = value.detach().cpu().double()
+        return torch.cat([value.sum(0, keepdim=True), value])[: len(places)]
+
+    n = with_all(counts.samples)
+    gaps, weights = _gaps(with_all(counts.bins))
+    found = {
+        "accuracy": with_all(counts.hits) / n,
+        "ece": (gaps * weights).sum(-1),
+        "mce": gaps.amax(-1),
+        "brier": with_all(counts.brier)[:, 0] / n,
+        "nll": with_all(counts.nll)[:, 0] / n,
+    }
+    found["nll"][with_all(counts.impossible) > 0] = math.inf
+    return {
+        name + place: value if size else math.nan
+        for name in sorted(measures)
+        for place, value, size in zip(places, found[name].tolist(), n.tolist(), strict=True)
+    }
+
+
 def adaptive_calibration_error(probabilities: Tensor, came_true: Tensor, n_bins: int = 15) -> float:
     """Equal-mass calibration error of (n,) events, without cells: only equal probabilities are ties.
 
@@ -229,9 +279,9 @@ def _row(name: str, counts: CalibrationCounts, confidence: float) -> Calibration
 
 
 def _gaps(bins: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances between frequency and confidence (0 in empty bins) and the bins' shares; bins (B, 3)."""
-    n = bins[:, 0]
-    return (bins[:, 1] - bins[:, 2]).abs() / n.clamp(min=1), n / n.sum().clamp(min=1)
+    """Distances between frequency and confidence (0 in empty bins) and the bins' shares; bins (..., B, 3)."""
+    n = bins[..., 0]
+    return (bins[..., 1] - bins[..., 2]).abs() / n.clamp(min=1), n / n.sum(-1, keepdim=True).clamp(min=1)
 
 
 def _equal_mass_error(blocks: Tensor, n_bins: int) -> float:

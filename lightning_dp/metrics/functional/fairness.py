@@ -15,10 +15,10 @@ from lightning_dp.metrics.functional.fairness_result import FairnessResult, Gap,
 from lightning_dp.metrics.functional.gaps import Array, Rates, difference_to_others, gap, worse_gap
 from lightning_dp.metrics.functional.histogram import CELLS, Device, add_up, cells
 from lightning_dp.metrics.functional.outcomes import Outcomes, same_length
-from lightning_dp.metrics.functional.ranking import auroc_from_cells
+from lightning_dp.metrics.functional.ranking import aurocs_from_cells
 from lightning_dp.metrics.groups import Groups, Values, sum_groups
 
-__all__ = ("FairnessCounts", "fairness", "fairness_counts", "fairness_result", "fairness_zeros")
+__all__ = ("FairnessCounts", "fairness", "fairness_counts", "fairness_result", "fairness_scalars", "fairness_zeros")
 
 
 class FairnessCounts(NamedTuple):
@@ -70,22 +70,49 @@ def fairness_counts(
     Returns:
         ``into``. It is untouched if the samples are refused.
     """
-    y, decided = outcomes.targets(targets), outcomes.decisions(preds, threshold)
+    y, probs = outcomes.targets(targets), outcomes.probabilities(preds) if preds.is_floating_point() else None
+    decided = outcomes.decisions(preds, threshold) if probs is None else outcomes.decided(probs, threshold)
     same_length(decided, y)
     ids, k, size = group_ids.to(y.device), len(outcomes), into.scores.shape[2]
-    truth, predicted = outcomes.one_hot(y), outcomes.one_hot(decided)
-    right = (y == decided).double() if outcomes.task == "multiclass" else (truth == predicted).double().mean(1)
     rows = ids[:, None] * k + torch.arange(k, device=y.device)
-    one = torch.ones_like(rows).reshape(-1)
-    add_up(((rows * 2 + truth) * 2 + predicted).reshape(-1), one, into.confusion.view(-1))
-    if size and preds.is_floating_point():
-        spot = (rows * size + cells(outcomes.probabilities(preds))) * 2 + truth
-        add_up(spot.reshape(-1), one, into.scores.view(-1))
-        add_up(ids, torch.ones_like(ids), into.scored)
-    add_up(ids, torch.ones_like(ids), into.samples)
+    each = torch.ones_like(ids)
+    if outcomes.task == "multiclass":
+        right = (y == decided).double()
+        into.confusion.add_(_confusion(y, decided, ids, into.confusion.shape[0], k))
+    else:
+        right = (y == decided).double().mean(1)
+        add_up(((rows * 2 + y) * 2 + decided).reshape(-1), torch.ones_like(rows).reshape(-1), into.confusion.view(-1))
+    if size and probs is not None:
+        spot = cells(probs).add_(rows, alpha=size).mul_(2)
+        counts, one = into.scores.view(-1), torch.ones_like(rows).reshape(-1)
+        if (
+            outcomes.task == "multiclass"
+        ):  # all as negatives, then the one outcome of a sample that occurs as a positive
+            add_up(spot.reshape(-1), one, counts)
+            true = spot.gather(1, y[:, None])[:, 0]
+            add_up(true, -each, counts)
+            add_up(true + 1, each, counts)
+        else:
+            add_up((spot + y).reshape(-1), one, counts)
+        add_up(ids, each, into.scored)
+    add_up(ids, each, into.samples)
     add_up(ids, right, into.hits)
     add_up(ids, right.square(), into.hits_squared)
     return into
+
+
+def _confusion(y: Tensor, decided: Tensor, ids: Tensor, num_groups: int, k: int) -> Tensor:
+    """Each class against the rest, (groups, k, 2, 2), from class numbers: n additions, and not n times k."""
+
+    def counted(place: Tensor, weight: Tensor) -> Tensor:
+        return add_up(place, weight, weight.new_zeros(num_groups * k)).view(num_groups, k)
+
+    one = torch.ones_like(ids)
+    has, chosen = counted(ids * k + y, one), counted(ids * k + decided, one)
+    both = counted(ids * k + y, (y == decided).to(one.dtype))
+    total = has.sum(1, keepdim=True)
+    rest = total - has - chosen + both
+    return torch.stack([rest, chosen - both, has - both, both], -1).view(num_groups, k, 2, 2)
 
 
 def fairness(
@@ -151,13 +178,10 @@ def fairness_result(
     """
     plain = FairnessCounts(*(value.detach().cpu() for value in counts))
     names, rng = groups.names, np.random.default_rng(seed)
-    sizes = plain.samples.double().numpy()
-    n = [int(size) for size in sizes]
-    accuracies = [_accuracy(plain, g, confidence) for g in range(len(names))]
+    n = plain.samples.tolist()
+    accuracies, accuracy_parity, apart = _accuracies(plain, names, min_count, confidence, n_boot, rng)
     overall = FairnessCounts(*(value.sum(0, keepdim=True) for value in plain))
-    shares = Rates(np.array([a.value for a in accuracies]), sizes, _accuracy_draws(plain, n_boot, rng), "no samples")
-    accuracy_parity = difference_to_others(shares, sizes, n, confidence)
-    gaps: list[Gap] = [gap("accuracy_difference", "", shares, names, "difference", min_count, confidence)]
+    gaps: list[Gap] = [apart]
     by_outcome = []
     for k, outcome in enumerate(outcomes.names):
         one, found = _outcome(plain, k, outcome, names, min_count, confidence, n_boot, rng)
@@ -181,6 +205,50 @@ def fairness_result(
         groups.attribute_names,
         partial(_by, plain, groups, outcomes, min_count, confidence, n_boot, seed),
     )
+
+
+def fairness_scalars(
+    counts: FairnessCounts, groups: Groups, outcomes: Outcomes, measures: frozenset[str], min_count: int = 0
+) -> dict[str, float]:
+    """The result's ``scalars()``, or at least those of some measures.
+
+    What is logged after every validation should not cost the rates, areas and intervals that nobody looks at: no interval
+    is computed, and if only measures of accuracy are wanted nothing else is.
+
+    Args:
+        counts: as for `fairness_result`.
+        groups: likewise.
+        outcomes: likewise.
+        measures: first parts of the wanted names.
+        min_count: as for `fairness_result`.
+    """
+    if not measures <= {"accuracy", "accuracy_difference", "accuracy_parity_difference", "worst_group_accuracy"}:
+        return fairness_result(counts, groups, outcomes, min_count, n_boot=0).scalars()
+    few = counts._replace(  # the scores stay where they are
+        samples=counts.samples.cpu(), hits=counts.hits.cpu(), hits_squared=counts.hits_squared.cpu()
+    )
+    accuracies, parity, apart = _accuracies(few, groups.names, min_count, 0.95, 0, np.random.default_rng(0))
+    known = [a.value for a in accuracies if not math.isnan(a.value)]
+    named = {"accuracy_difference": apart.value, "worst_group_accuracy": min(known, default=math.nan)}
+    for name, accuracy, other in zip(groups.names, accuracies, parity, strict=True):
+        named |= {f"accuracy/{name}": accuracy.value, f"accuracy_parity_difference/{name}": other.value}
+    return {name: value for name, value in named.items() if name.split("/")[0] in measures}
+
+
+def _accuracies(
+    counts: FairnessCounts,
+    names: tuple[str, ...],
+    min_count: int,
+    confidence: float,
+    n_boot: int,
+    rng: np.random.Generator,
+) -> tuple[list[Estimate], list[Estimate], Gap]:
+    """Each group's accuracy, its difference to the others, and the largest difference between groups."""
+    sizes = counts.samples.double().numpy()
+    accuracies = [_accuracy(counts, g, confidence) for g in range(len(names))]
+    shares = Rates(np.array([a.value for a in accuracies]), sizes, _accuracy_draws(counts, n_boot, rng), "no samples")
+    parity = difference_to_others(shares, sizes, [int(size) for size in sizes], confidence)
+    return accuracies, list(parity), gap("accuracy_difference", "", shares, names, "difference", min_count, confidence)
 
 
 def _by(
@@ -237,7 +305,7 @@ def _outcome(
     )
     tpr = _rates(table[:, 1, 1], table[:, 1].sum(1), drawn[..., 1, 1], drawn[..., 1, :].sum(-1), "no positives")
     fpr = _rates(table[:, 0, 1], table[:, 0].sum(1), drawn[..., 0, 1], drawn[..., 0, :].sum(-1), "no negatives")
-    areas = [_auroc(counts, g, k, confidence) for g in range(len(names))]
+    areas = _aurocs(counts, k, confidence)
     normal = np.stack([rng.normal(0.0, 1.0, n_boot) * error + area.value for area, _, error in areas], 1)
     smaller = np.minimum(table[:, 0].sum(1), table[:, 1].sum(1))
     auroc = Rates(np.array([area.value for area, _, _ in areas]), smaller, np.clip(normal, 0.0, 1.0), "no AUROC")
@@ -288,10 +356,12 @@ def _rates(hits: Array, among: Array, drawn_hits: Array, drawn_among: Array, mis
         return Rates(hits / among, among, drawn_hits / drawn_among, missing)
 
 
-def _auroc(counts: FairnessCounts, g: int, k: int, confidence: float) -> tuple[Estimate, float, float]:
-    """AUROC of a group with DeLong's interval, how far the cells can mislead it, and its standard error."""
-    n, scored = int(counts.samples[g]), int(counts.scored[g])
-    if scored < n or counts.scores.shape[2] == 0:
-        reason = "decisions without probabilities" if counts.scores.shape[2] else "AUROC is switched off"
-        return Estimate(math.nan, n=n, reason=reason), math.nan, math.nan
-    return auroc_from_cells(counts.scores[g, k], confidence)
+def _aurocs(counts: FairnessCounts, k: int, confidence: float) -> list[tuple[Estimate, float, float]]:
+    """AUROC in every group with DeLong's interval, how far the cells can mislead it, and its standard error."""
+    kept = counts.scores.shape[2] > 0
+    found = aurocs_from_cells(counts.scores[:, k], confidence) if kept else []
+    reason = "decisions without probabilities" if kept else "AUROC is switched off"
+    return [
+        found[g] if kept and scored == n else (Estimate(math.nan, n=n, reason=reason), math.nan, math.nan)
+        for g, (n, scored) in enumerate(zip(counts.samples.tolist(), counts.scored.tolist(), strict=True))
+    ]

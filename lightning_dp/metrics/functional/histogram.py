@@ -22,11 +22,14 @@ _LIMIT = 20.0
 
 
 def cells(scores: Tensor) -> Tensor:
-    """The cells of scores in [0, 1]: int64 of the same shape, rising with the score."""
-    scores = scores.double()
-    odds = torch.log(scores) - torch.log1p(-scores)  # -inf at 0 and inf at 1: the outermost cells
-    place = torch.floor((odds.clamp(-_LIMIT, _LIMIT) + _LIMIT) * (CELLS / (2 * _LIMIT)))
-    return place.clamp(0, CELLS - 1).long()
+    """The cells of scores in [0, 1]: int64 of the same shape, rising with the score.
+
+    Single precision is enough, and half the work: it moves log odds by 2e-6, a cell is 0.01 wide. What is coarser is widened.
+    """
+    scores = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
+    odds = torch.log(scores).sub_(torch.log1p(-scores))  # -inf at 0 and inf at 1: the outermost cells
+    place = odds.clamp_(-_LIMIT, _LIMIT).add_(_LIMIT).mul_(CELLS / (2 * _LIMIT)).long()
+    return place.clamp_(max=CELLS - 1)
 
 
 def add_up(index: Tensor, values: Tensor, into: Tensor) -> Tensor:

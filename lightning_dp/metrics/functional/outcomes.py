@@ -56,7 +56,7 @@ class Outcomes:
         return len(self.names)
 
     def probabilities(self, probs: Tensor) -> Tensor:
-        """The checked probabilities as (n, outcomes) float64.
+        """The checked probabilities as (n, outcomes), in their own precision.
 
         Raises:
             ValueError: another shape, NaN, values outside [0, 1], or rows of a multi-class task that do not sum to one.
@@ -64,18 +64,18 @@ class Outcomes:
         if not probs.is_floating_point():
             raise ValueError(f"probabilities must be floating point, got {probs.dtype}: hard decisions have none.")
         rows = self._rows(probs, "probabilities")
-        _no_nan(rows, "probabilities")
-        if rows.numel() and not bool(((rows >= 0) & (rows <= 1)).all()):
+        low, high = (float(end) for end in rows.aminmax()) if rows.numel() else (0.0, 1.0)
+        if not (low >= 0.0 and high <= 1.0):  # NaN among them makes both NaN
+            _no_nan(rows, "probabilities")
             fix = "softmax(dim=1)" if self.task == "multiclass" else "sigmoid()"
             raise ValueError(
-                f"probabilities must lie in [0, 1], got values from {float(rows.min()):.4g} to {float(rows.max()):.4g}. "
+                f"probabilities must lie in [0, 1], got values from {low:.4g} to {high:.4g}. "
                 f"If these are logits give logits.{fix}."
             )
-        rows = rows.double()
         if self.task == "multiclass" and rows.numel():
             # Room for rounding alone: a half-precision softmax is off by a few units of its last place.
             slack = max(1e-4, 4 * torch.finfo(probs.dtype).eps)
-            worst = float((rows.sum(1) - 1).abs().max())
+            worst = float((rows.sum(1, dtype=torch.float64) - 1).abs().max())
             if worst > slack:
                 raise ValueError(
                     f"the probabilities of a sample must sum to one over the classes, one is off by {worst:.4g}. "
@@ -103,11 +103,14 @@ class Outcomes:
         ``preds`` are probabilities (floating point) or already decisions (integers or bool).
         """
         if preds.is_floating_point():
-            probs = self.probabilities(preds)
-            return probs.argmax(1) if self.task == "multiclass" else (probs > threshold).long()
+            return self.decided(self.probabilities(preds), threshold)
         if self.task == "multiclass" and preds.ndim == 1:
             return _whole(preds, len(self) - 1, "prediction")
         return _whole(self._rows(preds, "predictions"), 1, "prediction")
+
+    def decided(self, probs: Tensor, threshold: float = 0.5) -> Tensor:
+        """The decisions of checked probabilities (n, outcomes), shaped as `targets`."""
+        return probs.argmax(1) if self.task == "multiclass" else (probs > threshold).long()
 
     def one_hot(self, targets: Tensor) -> Tensor:
         """Targets or decisions as (n, outcomes) of 0 and 1."""
@@ -153,9 +156,10 @@ def _whole(values: Tensor, last: int, what: str) -> Tensor:
         if not bool((values == values.round()).all()):
             raise ValueError(f"{what}s must be whole numbers from 0 to {last}, got fractions.")
     numbers = values.to(torch.int64)
-    if numbers.numel() and not bool(((numbers >= 0) & (numbers <= last)).all()):
+    low, high = (int(end) for end in numbers.aminmax()) if numbers.numel() else (0, last)
+    if low < 0 or high > last:
         raise ValueError(
-            f"{what}s must be numbers from 0 to {last}, got {int(numbers.min())} to {int(numbers.max())}. Number the "
+            f"{what}s must be numbers from 0 to {last}, got {low} to {high}. Number the "
             "classes from 0, and leave out what an ignore-index marks before the measure sees it."
         )
     return numbers

@@ -4,43 +4,49 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from lightning_dp.metrics.estimate import Estimate, z_score
 
-__all__ = ("auroc_from_cells",)
+__all__ = ("aurocs_from_cells",)
 
 
-def auroc_from_cells(counts: Tensor, confidence: float = 0.95) -> tuple[Estimate, float, float]:
-    """Area under the ROC curve with DeLong's interval (DeLong et al. 1988), from counts by ordered cells.
+def aurocs_from_cells(counts: Tensor, confidence: float = 0.95) -> list[tuple[Estimate, float, float]]:
+    """Areas under ROC curves with DeLong's interval (DeLong et al. 1988), from counts by ordered cells.
 
-    It is the chance that a positive scores above a negative, ties counting one half. Scores in one cell count as ties, so
-    the area can be off by at most half the share of pairs that meet in a cell.
+    An area is the chance that a positive scores above a negative, ties counting one half. Scores in one cell count as ties,
+    so it can be off by at most half the share of pairs that meet in a cell.
 
     Args:
-        counts: (cells, 2) numbers of negatives and positives, in rising order of the score.
+        counts: (groups, cells, 2) numbers of negatives and positives, in rising order of the score.
         confidence: level of the interval; there is none if the variance is 0, as in a perfect ranking.
 
     Returns:
-        The area (NaN with its reason if there is one class only), the largest error of the cells, and the standard
-        error (NaN without an interval).
+        For each group the area (NaN with its reason if there is one class only), the largest error of the cells, and the
+        standard error (NaN without an interval).
     """
-    counts = counts[counts.sum(1) > 0].double()
-    n, p = float(counts[:, 0].sum()), float(counts[:, 1].sum())
+    by_class = counts.double()
+    negatives, positives = by_class[..., 0], by_class[..., 1]
+    n, p = negatives.sum(-1, keepdim=True), positives.sum(-1, keepdim=True)
+    below = (negatives.cumsum(-1) - 0.5 * negatives) / n  # for a positive in each cell: share of negatives below it
+    above = (p - positives.cumsum(-1) + 0.5 * positives) / p  # for a negative: share of positives above it
+    area = (positives * below).sum(-1, keepdim=True) / p
+    error = 0.5 * (negatives * positives).sum(-1, keepdim=True) / (n * p)
+    spread = [
+        (weights * (parts - area).square()).sum(-1, keepdim=True) / (size - 1).clamp(min=1) / size * (size > 1)
+        for weights, parts, size in ((positives, below, p), (negatives, above, n))
+    ]
+    columns = torch.cat([n, p, area, error, (spread[0] + spread[1]).sqrt()], -1).tolist()
+    return [_estimate(row, z_score(confidence)) for row in columns]
+
+
+def _estimate(row: list[float], z: float) -> tuple[Estimate, float, float]:
+    n, p, area, error, deviation = row
+    total = int(n + p)
     if n == 0 or p == 0:
-        reason = "no samples" if n + p == 0 else ("no positives" if p == 0 else "no negatives")
-        return Estimate(math.nan, n=int(n + p), reason=reason), math.nan, math.nan
-    negatives, positives = counts[:, 0], counts[:, 1]
-    below = (negatives.cumsum(0) - 0.5 * negatives) / n  # for a positive in each cell: share of negatives below it
-    above = (p - positives.cumsum(0) + 0.5 * positives) / p  # for a negative: share of positives above it
-    area = float((positives * below).sum() / p)
-    error = 0.5 * float((negatives * positives).sum()) / (n * p)
-    variance = 0.0
-    for weights, parts, size in ((positives, below, p), (negatives, above, n)):
-        if size > 1:
-            variance += float((weights * (parts - area).square()).sum()) / (size - 1) / size
-    deviation = math.sqrt(variance)
-    if variance == 0.0 or min(n, p) < 2:
-        return Estimate(area, n=int(n + p)), error, math.nan
-    half = z_score(confidence) * deviation
-    return Estimate(area, max(0.0, area - half), min(1.0, area + half), int(n + p)), error, deviation
+        reason = "no samples" if total == 0 else ("no positives" if p == 0 else "no negatives")
+        return Estimate(math.nan, n=total, reason=reason), math.nan, math.nan
+    if deviation == 0.0 or min(n, p) < 2:
+        return Estimate(area, n=total), error, math.nan
+    return Estimate(area, max(0.0, area - z * deviation), min(1.0, area + z * deviation), total), error, deviation
