@@ -21,9 +21,13 @@ LAUNCHED = {"LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
     """What each of two ranks holds, and one process alone."""
-    folder = tmp_path_factory.mktemp("ranks")
     clean = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(Path(__file__).parent / "scripts" / "ranks.py"), str(folder), "2"],
@@ -58,9 +62,25 @@ def same(one: Any, other: Any, path: str = "") -> None:
 
 def test_two_ranks_say_what_one_says(ranks: list[dict[str, Any]]) -> None:
     first, second, alone = ranks
-    assert len(alone) == 4
-    for name in alone:
+    assert len(alone) == 5
+    for name in alone.keys() - {"report"}:  # its module was trained with noise
         same(first[name], alone[name], name)
         same(second[name], alone[name], name)
     sizes = [alone[name]["results"][0]["overall"]["n"] for name in ("ragged", "one batch more", "one sample")]
     assert sizes == [53, 17, 1]
+
+
+def test_two_ranks_write_one_report_of_the_same_guarantee(ranks: list[dict[str, Any]], folder: Path) -> None:
+    first, second, alone = (one["report"] for one in ranks)
+    assert [one["writes"] for one in (first, second, alone)] == [True, False, True]
+    assert first["rows"] == second["rows"] == alone["rows"]
+    assert first["logged"] == second["logged"]
+    both, single = (json.loads((folder / f"report-{n}" / "report.json").read_text()) for n in (2, 1))
+    for part in ("private", "membership", "reconstruction", "guarantee"):
+        assert both[part] == single[part], part
+    assert both["utility"]["test/worst_group_accuracy"] == pytest.approx(first["logged"])
+    assert sorted(path.name for path in (folder / "report-2").iterdir()) == [
+        "model_card.md",
+        "report.html",
+        "report.json",
+    ]

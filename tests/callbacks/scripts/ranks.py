@@ -14,7 +14,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_dp import CalibrationMonitor, DPStrategy, FairnessMonitor, Members, MultiplicityMonitor
+from lightning_dp import (
+    CalibrationMonitor,
+    DPStrategy,
+    FairnessMonitor,
+    Members,
+    MultiplicityMonitor,
+    ReconstructionRiskMonitor,
+    RiskReport,
+)
 from tests.callbacks.helpers import CLASSES, GROUPS, Grouped, loader, network, samples, trainer
 
 
@@ -61,8 +69,28 @@ def run(devices: int) -> tuple[dict[str, Any], int]:
     return found, rank
 
 
+def report(folder: Path, devices: int) -> dict[str, Any]:
+    """A private fit and a test that are reported on: what this rank holds of it."""
+    risk = ReconstructionRiskMonitor()
+    fairness = FairnessMonitor(GROUPS, "multiclass", CLASSES, n_boot=50, stages=["test"])
+    written = RiskReport(folder / f"report-{devices}", name="Grouped")
+    reported = trainer(
+        risk, fairness, written, strategy=DPStrategy(noise_multiplier=1.0), devices=devices, max_epochs=2
+    )
+    module = Grouped()
+    reported.fit(module, loader())
+    reported.test(module, loader(seed=5), verbose=False)
+    assert risk.corridor is not None
+    return {
+        "rows": [[row.name, row.probability] for row in risk.corridor.rows()],
+        "logged": float(reported.callback_metrics["test/worst_group_accuracy"]),
+        "writes": written.document is not None,
+    }
+
+
 def main(folder: Path, devices: int) -> None:
     found, rank = run(devices)
+    found["report"] = report(folder, devices)
     (folder / f"{devices}-{rank}.json").write_text(json.dumps(found))
 
 
