@@ -9,10 +9,13 @@ from lightning_dp.models.projection import ProjectedLinear, RandomProjection
 from lightning_dp.models.replace import replace_batch_norm
 from lightning_dp.models.scattering import ScatteringTransform
 from lightning_dp.models.small import FlatLinear, TemperedCNN, TemperedSigmoid
+from lightning_dp.models.transfer import Crops, EncoderClassifier, copy_encoder, foreground_box, localise
 from lightning_dp.models.unet import UNet
 
 __all__ = (
     "RDDC",
+    "Crops",
+    "EncoderClassifier",
     "FlatLinear",
     "GroupNormMLP",
     "MoNet",
@@ -23,8 +26,11 @@ __all__ = (
     "TemperedCNN",
     "TemperedSigmoid",
     "UNet",
+    "copy_encoder",
     "dice_cross_entropy",
     "dice_loss",
+    "foreground_box",
+    "localise",
     "replace_batch_norm",
     "soft_dice",
 )
