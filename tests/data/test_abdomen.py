@@ -91,6 +91,14 @@ def test_traits_show_in_the_image() -> None:
         assert tumour(place, 1.5)[place] > 1.2 * tumour(place, -1.5)[place] + (place == 1) * 10
 
 
+def test_a_smaller_field_shows_the_pancreas_larger() -> None:
+    def voxels(field: float) -> float:
+        patients = [draw_patient((16,) * 3, np.zeros(3), SITES[0], np.random.default_rng(s), field) for s in range(10)]
+        return float(np.mean([(p.labels >= PANCREAS).sum() for p in patients]))
+
+    assert voxels(0.6) == pytest.approx(voxels(1.0) / 0.6**3, rel=0.25)
+
+
 def test_sites_differ_in_noise_and_contrast() -> None:
     images = [draw_patient((4, 32, 32), np.zeros(3), site, np.random.default_rng(0)).image for site in SITES]
     air = [float(image[:, :2].std()) for image in images]  # outside the body
@@ -145,5 +153,7 @@ def test_bad_settings_are_explained(tmp_path: Path) -> None:
         small(tmp_path, target="response")
     with pytest.raises(PrivacyConfigError, match="sites=4"):
         small(tmp_path, sites=4)
+    with pytest.raises(PrivacyConfigError, match="field=0"):
+        small(tmp_path, field=0.0)
     with pytest.raises(PrivacyConfigError, match="positive"):
         small(tmp_path, n_train=0)

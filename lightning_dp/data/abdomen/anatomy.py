@@ -74,7 +74,9 @@ class Patient:
     labels: NDArray[np.uint8]
 
 
-def draw_patient(shape: tuple[int, int, int], traits: Array, site: Site, rng: np.random.Generator) -> Patient:
+def draw_patient(
+    shape: tuple[int, int, int], traits: Array, site: Site, rng: np.random.Generator, field: float = 1.0
+) -> Patient:
     """Draw a patient: everything but ``traits``, ``site`` and ``shape`` is random.
 
     Args:
@@ -83,8 +85,11 @@ def draw_patient(shape: tuple[int, int, int], traits: Array, site: Site, rng: np
             than the pancreas), volume.
         site: where the scan is made.
         rng: the patient's own generator.
+        field: half the width of the field of view. Below 1 it is a smaller one at a random place around the pancreas.
     """
-    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape), indexing="ij"))
+    middle = (1 - field) * (np.asarray(ORGANS[PANCREAS].centre) + rng.normal(0, 0.2, 3))
+    axes = (c + field * (np.linspace(-1, 1, n) if n > 1 else np.zeros(1)) for n, c in zip(shape, middle, strict=True))
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"))
     bump = _smooth(shape, 5, rng)  # the same for all organs, as breathing is
     labels = np.zeros(shape, dtype=np.uint8)
     body = sum((axis / radius) ** 2 for axis, radius in zip(grid, BODY, strict=True)) < 1 + 0.05 * rng.standard_normal()

@@ -33,7 +33,13 @@ def hounsfield_window(image: NDArray[Any], low: float = -160.0, high: float = 24
 
 
 def _cohort(
-    cohort: int, sizes: Mapping[str, int], shape: tuple[int, int, int], sites: int, model: ResponseModel, seed: int
+    cohort: int,
+    sizes: Mapping[str, int],
+    shape: tuple[int, int, int],
+    field: float,
+    sites: int,
+    model: ResponseModel,
+    seed: int,
 ) -> dict[str, NDArray[Any]]:
     """Whole patients, part after part; each has a generator of their own, so that no part depends on another's size."""
     found: dict[str, NDArray[Any]] = {}
@@ -48,7 +54,7 @@ def _cohort(
             rng = np.random.default_rng([seed, int(number)])
             traits[i] = rng.standard_normal(3)
             responses[i] = model.draw(traits[i : i + 1], rng)[0]
-            patient = draw_patient(shape, traits[i], SITES[number % sites], rng)
+            patient = draw_patient(shape, traits[i], SITES[number % sites], rng, field)
             images[i], masks[i] = hounsfield_window(patient.image), patient.labels
         found |= {f"{part}/images": images, f"{part}/masks": masks, f"{part}/patients": numbers}
         found |= {f"{part}/traits": traits, f"{part}/labels": responses}
@@ -64,6 +70,7 @@ class _Phantom(ArrayDataModule):
         self,
         shape: tuple[int, int, int],
         sizes: Mapping[str, int],
+        field: float,
         sites: int,
         model: ResponseModel,
         seed: int,
@@ -79,8 +86,10 @@ class _Phantom(ArrayDataModule):
                 f"sizes {dict(sizes)} of shape {shape}: every number must be positive (n_val may be 0), and a part has at most "
                 f"{COHORT_SIZE // len(PARTS)} patients."
             )
-        self.shape, self.sizes, self.sites, self.model, self.seed = shape, sizes, sites, model, seed
-        self.folder = folder
+        if not 0 < field <= 1:
+            raise PrivacyConfigError(f"field={field}: choose it above 0, and 1 at most for the whole abdomen.")
+        self.shape, self.sizes, self.field, self.sites, self.folder = shape, sizes, field, sites, folder
+        self.model, self.seed = model, seed
 
     def patients(self) -> dict[str, NDArray[Any]]:
         """The whole cohort: ``images``, ``masks`` (all organs), ``traits``, ``labels`` and ``patients`` of each part."""
@@ -90,6 +99,7 @@ class _Phantom(ArrayDataModule):
             "cohort": self.cohort,
             "sizes": dict(self.sizes),
             "shape": list(self.shape),
+            "field": self.field,
             "sites": self.sites,
             "model": [model.gain, model.noise, *model.weights],
             "seed": self.seed,
@@ -98,7 +108,7 @@ class _Phantom(ArrayDataModule):
         return generate_once(
             "abdominal_phantom",
             facts,
-            lambda: _cohort(self.cohort, kept, self.shape, self.sites, model, self.seed),
+            lambda: _cohort(self.cohort, kept, self.shape, self.field, self.sites, model, self.seed),
             self.folder,
         )
 
@@ -120,6 +130,7 @@ class AbdominalPhantom(_Phantom):
         n_test: patients to test on. No patient is in two parts, and none is a patient of :class:`PancreasResponse`.
         size: rows and columns; with ``dims=3`` slices too.
         slices: slices of a patient with ``dims=2``, evenly spaced over the field of view.
+        field: half the width of the field of view; below 1 it lies at a random place around the pancreas.
         sites: number of scanners, 1 to 3; patients are spread over them in turn.
         seed: of the patients.
         batch_size: batch size of the train loader; under a private strategy the expected number of units in a step.
@@ -151,6 +162,7 @@ class AbdominalPhantom(_Phantom):
         n_test: int = 60,
         size: int = 32,
         slices: int = 8,
+        field: float = 1.0,
         sites: int = 1,
         seed: int = 0,
         batch_size: int = 32,
@@ -164,7 +176,7 @@ class AbdominalPhantom(_Phantom):
             )
         sizes = {"train": n_train, "val": n_val, "test": n_test}
         shape = (slices if dims == 2 else size, size, size)
-        super().__init__(shape, sizes, sites, ResponseModel(0.0), seed, batch_size, eval_batch_size, folder)
+        super().__init__(shape, sizes, field, sites, ResponseModel(0.0), seed, batch_size, eval_batch_size, folder)
         self.target, self.dims = target, dims
         self.num_classes = len(TARGETS[target]) + 1
 
@@ -199,6 +211,7 @@ class PancreasResponse(_Phantom):
         n_val: patients held out for choices; 0 for none.
         n_test: patients to test on.
         size: slices, rows and columns.
+        field: half the width of the field of view; below 1 it lies at a random place around the pancreas.
         sites: number of scanners, 1 to 3.
         seed: of the patients.
         batch_size: batch size of the train loader; under a private strategy the expected batch size.
@@ -228,6 +241,7 @@ class PancreasResponse(_Phantom):
         n_val: int = 100,
         n_test: int = 300,
         size: int = 32,
+        field: float = 1.0,
         sites: int = 1,
         seed: int = 0,
         batch_size: int = 32,
@@ -236,7 +250,7 @@ class PancreasResponse(_Phantom):
     ) -> None:
         sizes = {"train": n_train, "val": n_val, "test": n_test}
         model = ResponseModel.with_bayes_auc(bayes_auc)
-        super().__init__((size, size, size), sizes, sites, model, seed, batch_size, eval_batch_size, folder)
+        super().__init__((size, size, size), sizes, field, sites, model, seed, batch_size, eval_batch_size, folder)
 
     @property
     def bayes_auc(self) -> float:
