@@ -116,8 +116,8 @@ class EncoderClassifier(nn.Module):
     """A classifier on the bottleneck of an encoder: pooling and one linear layer; optionally a reconstruction beside it.
 
     Args:
-        encoder: of a MoNet or U-Net, as ``UNet(...).encoder``. It becomes this module's own; to transfer weights into it use
-            :func:`copy_encoder`.
+        encoder: of a MoNet or U-Net, or the whole network, whose encoder is then taken. It becomes this module's own; to
+            transfer weights into it use :func:`copy_encoder`.
         num_classes: number of classes.
         pooling: ``"mean"`` over all positions; or ``"mask"``, weighted by a mask that the input brings as its last channel
             (the mean where that mask is empty). The encoder does not see the mask.
@@ -134,7 +134,7 @@ class EncoderClassifier(nn.Module):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | EncoderDecoder,
         num_classes: int = 2,
         pooling: Literal["mean", "mask"] = "mean",
         reconstruction: bool = False,
@@ -144,6 +144,7 @@ class EncoderClassifier(nn.Module):
             raise PrivacyConfigError(
                 f"pooling={pooling!r}, num_classes={num_classes}: choose 'mean' or 'mask', and at least 2 classes."
             )
+        encoder = encoder.encoder if isinstance(encoder, EncoderDecoder) else encoder
         self.encoder, self.pooling = encoder, pooling
         width, layers = encoder.widths[-1], list[nn.Module]()
         self.head = nn.Linear(width, num_classes)
