@@ -40,9 +40,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tiny() -> Any:
     counts = dict.fromkeys(("n_segmentation", "n_response", "n_val", "n_test"), 8)
-    steps = dict.fromkeys(("segmentation_steps", "response_steps"), 1)
-    private = {f"private_{name}": 1 for name in steps}
-    return RUN.Setting(**counts, **steps, **private, size=8, crop=8, batch_size=4, private_batch_size=4)
+    steps = dict.fromkeys(("segmentation_steps", "response_steps", "private_steps"), 1)
+    batches = dict.fromkeys(("segmentation_batch_size", "response_batch_size", "private_batch_size"), 4)
+    return RUN.Setting(**counts, **steps, **batches, size=8, crop=8)
 
 
 @pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")
