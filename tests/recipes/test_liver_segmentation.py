@@ -34,8 +34,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")
-@pytest.mark.parametrize("name, network", [("config", MoNet), ("unet", UNet)])
-@pytest.mark.parametrize("protected", ["unit_id", "sample", None])
+@pytest.mark.parametrize(
+    "name, network, protected",
+    [("config", MoNet, "unit_id"), ("unet", UNet, "unit_id"), ("unet", UNet, "sample"), ("config", MoNet, None)],
+)
 def test_runs(name: str, network: type, protected: str | None) -> None:
     overrides = {"unit_id": [], "sample": SLICES, None: PLAIN}[protected]
     run = command_line([f"--config={RECIPE / name}.yaml", *TINY, *overrides], run=False)

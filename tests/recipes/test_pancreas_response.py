@@ -46,7 +46,7 @@ def tiny() -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")
-@pytest.mark.parametrize("eps", [None, 8.0])
+@pytest.mark.parametrize("eps", [None, pytest.param(8.0, marks=pytest.mark.slow)])
 def test_variants_run(eps: float | None, capsys: pytest.CaptureFixture[str]) -> None:
     variants = RUN.VARIANTS if eps is None else RUN.VARIANTS[4:]
     (outcome,) = RUN.main(eps, [0], tiny(), variants, "val")
