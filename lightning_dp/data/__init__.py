@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from lightning_dp.data.abdomen import AbdominalPhantom, PancreasResponse, ResponseModel
 from lightning_dp.data.actg175 import ACTG175DataModule
 from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
 from lightning_dp.data.card import DataCard
+from lightning_dp.data.decathlon import DecathlonDataModule
 from lightning_dp.data.digits import DigitsDataModule
 from lightning_dp.data.fashion_mnist import FashionMNISTDataModule
 
 __all__ = (
     "ACTG175DataModule",
+    "AbdominalPhantom",
     "ArrayDataModule",
     "ArrayDataset",
     "DataCard",
+    "DecathlonDataModule",
     "DigitsDataModule",
     "FashionMNISTDataModule",
+    "PancreasResponse",
+    "ResponseModel",
 )

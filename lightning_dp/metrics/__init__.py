@@ -27,6 +27,7 @@ from lightning_dp.metrics.functional.selective_result import (
 )
 from lightning_dp.metrics.groups import Groups
 from lightning_dp.metrics.multiplicity import Multiplicity
+from lightning_dp.metrics.segmentation import SegmentationDice
 from lightning_dp.metrics.selective import SelectivePrediction
 from lightning_dp.metrics.tally import MemberTally
 
@@ -50,6 +51,7 @@ __all__ = (
     "OutcomeRow",
     "ReliabilityBin",
     "RiskCoverageCurve",
+    "SegmentationDice",
     "SelectivePrediction",
     "SelectiveResult",
     "SelectiveRow",

@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from lightning_dp.tasks.classification import ClassificationTask
+from lightning_dp.tasks.response import ResponseTask
+from lightning_dp.tasks.segmentation import SegmentationTask
 
-__all__ = ("ClassificationTask",)
+__all__ = ("ClassificationTask", "ResponseTask", "SegmentationTask")

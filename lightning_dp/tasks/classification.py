@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.tasks.optimisation import Optimisation, OptimizerName, ScheduleName
 
 __all__ = ("ClassificationTask",)
 
@@ -32,7 +31,8 @@ class ClassificationTask(LightningModule):
         lr: Learning rate (peak, if scheduled).
         momentum: Momentum of SGD, or beta1 of Adam.
         optimizer: ``"sgd"`` or ``"adam"``; both see only the private gradient.
-        lr_schedule: ``"constant"``, or ``"cosine"`` from ``lr`` to 0 over the planned steps.
+        lr_schedule: ``"constant"``, ``"cosine"`` from ``lr`` to 0 over the planned steps, or ``"log_linear"``, see
+            :class:`~lightning_dp.tasks.optimisation.Optimisation`.
         num_classes: Number of classes.
 
     Logs:
@@ -45,19 +45,14 @@ class ClassificationTask(LightningModule):
         network: nn.Module,
         lr: float = 1.0,
         momentum: float = 0.9,
-        optimizer: Literal["sgd", "adam"] = "sgd",
-        lr_schedule: Literal["constant", "cosine"] = "constant",
+        optimizer: OptimizerName = "sgd",
+        lr_schedule: ScheduleName = "constant",
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        if optimizer not in ("sgd", "adam"):
-            raise PrivacyConfigError(f"optimizer={optimizer!r} is unknown; choose 'sgd' or 'adam'.")
-        if lr_schedule not in ("constant", "cosine"):
-            raise PrivacyConfigError(f"lr_schedule={lr_schedule!r} is unknown; choose 'constant' or 'cosine'.")
+        self.optimisation = Optimisation(lr, momentum, optimizer, lr_schedule)
         self.save_hyperparameters(ignore=["network"])
         self.network = network
-        self.lr, self.momentum = lr, momentum
-        self.optimizer_name, self.lr_schedule = optimizer, lr_schedule
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -103,13 +98,4 @@ class ClassificationTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, with a schedule stepped after every logical step if one was asked for."""
-        optimizer: torch.optim.Optimizer
-        if self.optimizer_name == "sgd":
-            optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum)
-        else:
-            optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, betas=(self.momentum, 0.999))
-        if self.lr_schedule == "constant":
-            return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.optimisation.of(self)

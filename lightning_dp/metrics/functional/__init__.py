@@ -17,6 +17,7 @@ from lightning_dp.metrics.functional.calibration import (
     calibration_result,
     calibration_zeros,
 )
+from lightning_dp.metrics.functional.dice import dice, dice_counts
 from lightning_dp.metrics.functional.fairness import (
     FairnessCounts,
     fairness,
@@ -56,6 +57,8 @@ __all__ = (
     "calibration_counts",
     "calibration_result",
     "calibration_zeros",
+    "dice",
+    "dice_counts",
     "ensemble_ambiguity",
     "fairness",
     "fairness_counts",
