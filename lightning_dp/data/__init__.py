@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_dp.data.abdomen import AbdominalPhantom, PancreasResponse, ResponseModel
 from lightning_dp.data.actg175 import ACTG175DataModule
 from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
+from lightning_dp.data.bodies import BodyFatDataModule
 from lightning_dp.data.card import DataCard
 from lightning_dp.data.decathlon import DecathlonDataModule
 from lightning_dp.data.digits import DigitsDataModule
@@ -15,6 +16,7 @@ __all__ = (
     "AbdominalPhantom",
     "ArrayDataModule",
     "ArrayDataset",
+    "BodyFatDataModule",
     "DataCard",
     "DecathlonDataModule",
     "DigitsDataModule",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_dp.models.losses import dice_cross_entropy, dice_loss, soft_dice
+from lightning_dp.models.mesh import MeshGNN
 from lightning_dp.models.mlp import GroupNormMLP, TanhMLP
 from lightning_dp.models.monet import RDDC, MoNet
 from lightning_dp.models.projection import ProjectedLinear, RandomProjection
@@ -13,13 +14,14 @@ from lightning_dp.models.transfer import Crops, EncoderClassifier, copy_encoder,
 from lightning_dp.models.unet import UNet
 
 __all__ = (
-    "RDDC",
     "Crops",
     "EncoderClassifier",
     "FlatLinear",
     "GroupNormMLP",
+    "MeshGNN",
     "MoNet",
     "ProjectedLinear",
+    "RDDC",
     "RandomProjection",
     "ScatteringTransform",
     "TanhMLP",
