@@ -7,8 +7,11 @@ from lightning_dp.data.actg175 import ACTG175DataModule
 from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
 from lightning_dp.data.bodies import BodyFatDataModule
 from lightning_dp.data.card import DataCard
+from lightning_dp.data.cifar import CIFARDataModule
 from lightning_dp.data.decathlon import DecathlonDataModule
 from lightning_dp.data.digits import DigitsDataModule
+from lightning_dp.data.emoji import EmojiImages, find_emoji, read_emoji
+from lightning_dp.data.emoji_categories import EmojiDataModule
 from lightning_dp.data.fashion_mnist import FashionMNISTDataModule
 
 __all__ = (
@@ -17,10 +20,15 @@ __all__ = (
     "ArrayDataModule",
     "ArrayDataset",
     "BodyFatDataModule",
+    "CIFARDataModule",
     "DataCard",
     "DecathlonDataModule",
     "DigitsDataModule",
+    "EmojiDataModule",
+    "EmojiImages",
     "FashionMNISTDataModule",
     "PancreasResponse",
     "ResponseModel",
+    "find_emoji",
+    "read_emoji",
 )

@@ -8,31 +8,49 @@ from lightning_dp.models.mlp import GroupNormMLP, TanhMLP
 from lightning_dp.models.monet import RDDC, MoNet
 from lightning_dp.models.projection import ProjectedLinear, RandomProjection
 from lightning_dp.models.replace import replace_batch_norm
+from lightning_dp.models.resnet9 import ResNet9
+from lightning_dp.models.scale_norm import GroupSearch, ResidualBlock, ScaleNorm, add_scale_norm, search_groups
 from lightning_dp.models.scattering import ScatteringTransform
-from lightning_dp.models.small import FlatLinear, TemperedCNN, TemperedSigmoid
+from lightning_dp.models.small import ColourCNN, FlatLinear, TemperedCNN, TemperedSigmoid
+from lightning_dp.models.smoothnet import SmoothNet
 from lightning_dp.models.transfer import Crops, EncoderClassifier, copy_encoder, foreground_box, localise
 from lightning_dp.models.unet import UNet
+from lightning_dp.models.weight_standardised import StandardisedConv2d
+from lightning_dp.models.wide_resnet import WideResNet
+from lightning_dp.models.zoo import register_with_timm
 
 __all__ = (
+    "ColourCNN",
     "Crops",
     "EncoderClassifier",
     "FlatLinear",
     "GroupNormMLP",
+    "GroupSearch",
     "MeshGNN",
     "MoNet",
     "ProjectedLinear",
     "RDDC",
     "RandomProjection",
+    "ResNet9",
+    "ResidualBlock",
+    "ScaleNorm",
     "ScatteringTransform",
+    "SmoothNet",
+    "StandardisedConv2d",
     "TanhMLP",
     "TemperedCNN",
     "TemperedSigmoid",
     "UNet",
+    "WideResNet",
+    "add_scale_norm",
     "copy_encoder",
     "dice_cross_entropy",
     "dice_loss",
     "foreground_box",
     "localise",
     "replace_batch_norm",
+    "search_groups",
     "soft_dice",
 )
+
+register_with_timm()
