@@ -7,6 +7,9 @@ from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
 from lightning_dp.data.card import DataCard
 from lightning_dp.data.digits import DigitsDataModule
 from lightning_dp.data.fashion_mnist import FashionMNISTDataModule
+from lightning_dp.data.medmnist import MedMNISTDataModule
+from lightning_dp.data.region_mnist import RegionMNIST3DDataModule
+from lightning_dp.data.volumes import fit_volume
 
 __all__ = (
     "ACTG175DataModule",
@@ -15,4 +18,7 @@ __all__ = (
     "DataCard",
     "DigitsDataModule",
     "FashionMNISTDataModule",
+    "MedMNISTDataModule",
+    "RegionMNIST3DDataModule",
+    "fit_volume",
 )
