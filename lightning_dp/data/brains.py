@@ -115,7 +115,8 @@ def read_centres(files: Mapping[str, Path], regions: Iterable[str]) -> NDArray[n
     if missing:
         raise ValueError(f"{files[NAMES]} names no region {', '.join(missing)}.")
     voxels = np.array(ndimage.center_of_mass(np.ones(labels.shape), labels, [numbers[name] for name in names]))
-    return (voxels @ affine[:3, :3].T + affine[:3, 3]).reshape(-1, 2, 3)
+    centres: NDArray[np.float64] = voxels @ affine[:3, :3].T + affine[:3, 3]
+    return centres.reshape(-1, 2, 3)
 
 
 def warped_crops(
@@ -135,7 +136,7 @@ def warped_crops(
         float32 ``(n, Z, X, Y)``; 0 outside the brain, but for the noise.
     """
     chunk = max(1, GRID_ELEMENTS // size**3)
-    return torch.cat([_crops(brain, part, generator, warps, size, spacing) for part in centres.split(chunk)])
+    return torch.cat([_crops(brain, part, generator, warps, size, spacing) for part in torch.split(centres, chunk)])
 
 
 def _crops(

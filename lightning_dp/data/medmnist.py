@@ -173,13 +173,13 @@ class MedMNISTDataModule(ArrayDataModule):
         super().__init__(batch_size, eval_batch_size, num_workers)
         if name not in MEDMNIST:
             raise PrivacyConfigError(f"name={name!r} is no MedMNIST set; choose one of {', '.join(MEDMNIST)}.")
-        self.root, self.name, self.size, self.facts = Path(root), name, size, MEDMNIST[name]
+        self.root, self.set_name, self.size, self.facts = Path(root), name, size, MEDMNIST[name]
         self.num_classes = self.facts.num_classes
 
     @override
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The parts of the file, read afresh."""
-        return read_medmnist(self.root, self.name, self.size)
+        return read_medmnist(self.root, self.set_name, self.size)
 
     @override
     def prepare_data(self) -> None:
@@ -188,7 +188,7 @@ class MedMNISTDataModule(ArrayDataModule):
         counts = tuple(len(arrays[f"{part}/labels"]) for part in PARTS)
         if counts != self.facts.counts:
             rank_zero_warn(
-                f"{self.name} has {counts} samples for training, validation and test; published are {self.facts.counts}. "
+                f"{self.set_name} has {counts} samples for training, validation and test; published are {self.facts.counts}. "
                 "A subset or another version: say so beside its numbers.",
                 category=PrivacyWarning,
             )

@@ -105,7 +105,7 @@ class RegionMNIST3DDataModule(ArrayDataModule):
     @override
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All parts, from the cache or made now."""
-        facts = {
+        facts: dict[str, Any] = {
             "version": 1, "task": self.task, "counts": self.counts, "seed": self.seed, "warps": asdict(Warps()),
             "root": None if self.root is None else str(Path(self.root).resolve()),
         }  # fmt: skip
@@ -136,7 +136,7 @@ class RegionMNIST3DDataModule(ArrayDataModule):
         points = centres[region, torch.randint(2, (n,), generator=generator)]
         crops = [
             warped_crops(brain, chunk, generator, Warps(), SIZE)
-            for chunk in progress(points.split(CHUNK), f"RegionMNIST3D, {part}")
+            for chunk in progress(torch.split(points, CHUNK), f"RegionMNIST3D, {part}")
         ]
         volumes = _standardised(torch.cat(crops))
         labels = region

@@ -38,8 +38,8 @@ class ACSConv3d(nn.Module):
         _check_planes(conv)
         share, rest = divmod(conv.out_channels, 3)
         sizes = [share + (part < rest) for part in range(3)]
-        weights = conv.weight.detach().split(sizes)
-        biases = [None] * 3 if conv.bias is None else conv.bias.detach().split(sizes)
+        weights = torch.split(conv.weight.detach(), sizes)
+        biases = [None] * 3 if conv.bias is None else torch.split(conv.bias.detach(), sizes)
         self.planes = nn.ModuleList(
             _flat_conv(conv, plane, weight, bias)
             for plane, (weight, bias) in enumerate(zip(weights, biases, strict=True))
@@ -183,7 +183,7 @@ def _flat_conv(conv: nn.Conv2d, plane: int, weight: Tensor, bias: Tensor | None)
     """Kernels of a 2D convolution in the plane orthogonal to an axis (0, 1, 2); along it, one voxel and the same stride."""
 
     def with_axis(values: Sequence[int], along: int) -> tuple[int, int, int]:
-        a, b, c = (*values[:plane], along, *values[plane:])
+        a, b, c = list(values[:plane]) + [along] + list(values[plane:])
         return a, b, c
 
     new = nn.Conv3d(

@@ -52,7 +52,9 @@ class SliceEncoder(nn.Module):
     Args:
         in_channels: channels of a slice.
         widths: channels of the blocks, multiples of 4.
-        stem: channels of the first convolution, which keeps the sides; 0 leaves it out.
+        stem: channels of a first convolution; 0 leaves it out.
+        stem_stride: its stride s. Its kernel has ``2 s - 1`` pixels along each side, at least 3. A large stride makes all
+            that follows cheap, and there are many slices.
 
     Attributes:
         num_features: channels of the last block.
@@ -61,11 +63,17 @@ class SliceEncoder(nn.Module):
         ``(R, in_channels, H, W)`` to maps ``(R, widths[-1], h, w)``.
     """
 
-    def __init__(self, in_channels: int = 1, widths: Sequence[int] = (8, 16, 32), stem: int = 0) -> None:
+    def __init__(
+        self, in_channels: int = 1, widths: Sequence[int] = (8, 16, 32), stem: int = 0, stem_stride: int = 1
+    ) -> None:
         super().__init__()
         if not widths or any(width < 4 or width % 4 for width in widths):
             raise PrivacyConfigError(f"widths={tuple(widths)}: give multiples of 4, for groups of four channels.")
-        self.stem = nn.Conv2d(in_channels, stem, 3, padding=1) if stem else nn.Identity()
+        kernel = max(3, 2 * stem_stride - 1)
+        self.stem: nn.Module = nn.Identity()
+        if stem:
+            first = nn.Conv2d(in_channels, stem, kernel, stem_stride, padding=(kernel - 1) // 2)
+            self.stem = nn.Sequential(first, nn.ReLU())
         inputs = [stem or in_channels, *widths[:-1]]
         self.blocks = nn.Sequential(*(ResidualBlock(a, b, 2) for a, b in zip(inputs, widths, strict=True)))
         self.num_features = widths[-1]

@@ -86,7 +86,7 @@ def slice_mass(
     volumes = check_volumes(volumes, model.in_channels)
     maps = hirescam(model, volumes, layer, target)
     if isinstance(model, SliceNet):
-        mass = torch.cat([m.abs().flatten(1).sum(1).unflatten(0, (len(volumes), -1)) for m in maps], 1)
+        mass = torch.cat([m.abs().flatten(1).sum(1).reshape(len(volumes), -1) for m in maps], 1)
         return split_by_axis(_shares(mass), model.lengths(volumes))
     (found,) = maps
     return _along_axes(found.abs(), {axis: volumes.shape[dim] for axis, dim in AXES.items()})

@@ -103,7 +103,7 @@ class SliceNet(nn.Module):
         for slices in cut(volumes, self.axes, self.slice_size):
             # The same as a 1 x 1 convolution with fixed ones: there is nothing to learn in it.
             repeated = slices.expand(-1, -1, self.backbone_channels, -1, -1)
-            found.append(self._encoded(fold(repeated)).unflatten(0, slices.shape[:2]))
+            found.append(self._encoded(fold(repeated)).reshape(*slices.shape[:2], -1))
         features: Tensor = self.project(torch.cat(found, 1) if len(found) > 1 else found[0])
         return features
 

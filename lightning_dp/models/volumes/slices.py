@@ -101,7 +101,7 @@ def fold(slices: Tensor) -> Tensor:
 
 def split_by_axis(values: Tensor, lengths: Mapping[str, int]) -> dict[str, Tensor]:
     """``(..., S)`` over the slices of all views, as ``(..., S_axis)`` for each."""
-    return dict(zip(lengths, values.split(list(lengths.values()), dim=-1), strict=True))
+    return dict(zip(lengths, torch.split(values, list(lengths.values()), dim=-1), strict=True))
 
 
 def _resized(slices: Tensor, size: tuple[int, int]) -> Tensor:
@@ -109,4 +109,4 @@ def _resized(slices: Tensor, size: tuple[int, int]) -> Tensor:
         return slices
     n, s = slices.shape[:2]
     resized = F.interpolate(slices.flatten(0, 1), size=size, mode="bilinear", align_corners=False, antialias=True)
-    return resized.unflatten(0, (n, s))
+    return resized.reshape(n, s, *resized.shape[1:])
