@@ -91,7 +91,7 @@ def read_medmnist(root: str | Path, name: str, size: int = 28) -> dict[str, NDAr
     facts = MEDMNIST[name]
     arrays: dict[str, NDArray[Any]] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             for part in PARTS:
                 arrays[f"{part}/inputs"] = _inputs(file[f"{part}_images"], facts, size, f"{path.name}: {part}_images")
                 arrays[f"{part}/labels"] = _labels(file[f"{part}_labels"], facts, f"{path.name}: {part}_labels")

@@ -56,6 +56,7 @@ def top_k_overlap(one: Tensor, other: Tensor, k: int) -> Tensor:
 
 
 def _mean_ranks(values: Tensor) -> Tensor:
-    below: Tensor = (values.unsqueeze(2) > values.unsqueeze(1)).sum(2)
+    below = (values.unsqueeze(2) > values.unsqueeze(1)).sum(2)
     equal = (values.unsqueeze(2) == values.unsqueeze(1)).sum(2)
-    return below + (equal + 1) / 2
+    ranks: Tensor = below + (equal + 1) / 2
+    return ranks
