@@ -27,7 +27,9 @@ def write_brains(folder: Path) -> Path:
     atlas, lines = np.zeros((SIDE,) * 3, np.uint8), []
     places = np.random.default_rng(0).integers(12, SIDE - 12, (2 * len(REGIONS), 3))
     for number, (a, b, c) in enumerate(places, start=1):
-        atlas[a - 1 : a + 2, b - 1 : b + 2, c - 1 : c + 2][atlas[a - 1 : a + 2, b - 1 : b + 2, c - 1 : c + 2] == 0] = number
+        atlas[a - 1 : a + 2, b - 1 : b + 2, c - 1 : c + 2][atlas[a - 1 : a + 2, b - 1 : b + 2, c - 1 : c + 2] == 0] = (
+            number
+        )
         lines.append(f"{number} {REGIONS[(number - 1) // 2]}_{'LR'[(number - 1) % 2]} {2000 + number}")
     nibabel.save(nibabel.Nifti1Image(atlas, affine), folder / ATLAS)
     (folder / NAMES).write_text("\n".join(lines) + "\n")

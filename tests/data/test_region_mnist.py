@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from lightning_dp.data import RegionMNIST3DDataModule
-from lightning_dp.data.brains import ATLAS, COLIN, MNI, Brain, Warps, find_brains, read_brain, read_centres, warped_crops
+from lightning_dp.data.brains import (
+    ATLAS,
+    COLIN,
+    MNI,
+    Brain,
+    Warps,
+    find_brains,
+    read_brain,
+    read_centres,
+    warped_crops,
+)
 from lightning_dp.data.region_mnist import MARGIN, REGIONS, plant_lesions
 from lightning_dp.errors import PrivacyConfigError
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_dp.errors import PrivacyConfigError
-from lightning_dp.models.volumes.encoder import Norm, backbone_of, width_of
+from lightning_dp.models.volumes.encoder import MapPooling, Norm, backbone_of, map_pooling_of, width_of
 from lightning_dp.models.volumes.slices import check_volumes
 
 __all__ = ("ACSConv3d", "Convolutions", "VolumeNet", "volumetric")
@@ -53,7 +53,7 @@ class ACSConv3d(nn.Module):
 
 
 class VolumeNet(nn.Module):
-    """A volumetric baseline: a 2D network with its convolutions made volumetric, mean over the volume, linear classifier.
+    """A volumetric baseline: a 2D network with its convolutions made volumetric, pooling over the volume, linear classifier.
 
     Args:
         backbone: a convolutional network of timm's by name, or a module that maps ``(R, C, H, W)`` to maps
@@ -64,6 +64,7 @@ class VolumeNet(nn.Module):
         weights: file with a state dict for the 2D network; ``None`` starts at random.
         norm: ``"group"``, or ``"batch"`` to keep batch normalisation (not for private training).
         features: F, where a given module has no attribute ``num_features``.
+        map_pooling: ``"mean"`` or ``"max"`` over the positions of the maps.
 
     Shape:
         ``(N, C, Z, X, Y)`` to logits ``(N, num_classes)``.
@@ -78,12 +79,14 @@ class VolumeNet(nn.Module):
         weights: str | Path | None = None,
         norm: Norm = "group",
         features: int | None = None,
+        map_pooling: MapPooling = "mean",
     ) -> None:
         super().__init__()
         flat = backbone_of(backbone, in_channels, weights, norm, pooled=False)
         width = width_of(flat, features)
         self.in_channels = in_channels
         self.backbone = volumetric(flat, convolutions)
+        self.pool_maps = map_pooling_of(map_pooling)
         self.head = nn.Linear(width, num_classes)
 
     @override
@@ -94,7 +97,7 @@ class VolumeNet(nn.Module):
             ValueError: for volumes of unequal size, or of another shape than the network was made for.
         """
         maps: Tensor = self.backbone(check_volumes(volumes, self.in_channels))
-        logits: Tensor = self.head(maps.mean((2, 3, 4)))
+        logits: Tensor = self.head(self.pool_maps(maps))
         return logits
 
 

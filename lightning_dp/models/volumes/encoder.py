@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +14,10 @@ from lightning_dp.errors import PrivacyConfigError
 from lightning_dp.models.replace import replace_batch_norm
 from lightning_dp.optional import require
 
-__all__ = ("Norm", "ResidualBlock", "SliceEncoder", "backbone_of")
+__all__ = ("MapPooling", "Norm", "ResidualBlock", "SliceEncoder", "backbone_of", "map_pooling_of", "width_of")
 
 Norm = Literal["group", "batch"]
+MapPooling = Literal["mean", "max"]
 
 
 class ResidualBlock(nn.Module):
@@ -136,6 +137,25 @@ def width_of(backbone: nn.Module, features: int | None) -> int:
         f"{type(backbone).__name__} does not say how many features it returns. Give features=, or the module an "
         "attribute num_features."
     )
+
+
+def map_pooling_of(kind: MapPooling) -> Callable[[Tensor], Tensor]:
+    """From maps ``(R, F, *positions)`` to features ``(R, F)``.
+
+    Raises:
+        PrivacyConfigError: for an unknown name.
+    """
+    if kind not in ("mean", "max"):
+        raise PrivacyConfigError(f"map_pooling={kind!r} is unknown; choose 'mean' or 'max'.")
+    return _mean_of_map if kind == "mean" else _maximum_of_map
+
+
+def _mean_of_map(maps: Tensor) -> Tensor:
+    return maps.flatten(2).mean(2)
+
+
+def _maximum_of_map(maps: Tensor) -> Tensor:
+    return maps.flatten(2).amax(2)
 
 
 def _load(backbone: nn.Module, path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_dp.errors import PrivacyConfigError
-from lightning_dp.models.volumes.encoder import Norm, backbone_of, width_of
+from lightning_dp.models.volumes.encoder import MapPooling, Norm, backbone_of, map_pooling_of, width_of
 from lightning_dp.models.volumes.pooling import MeanQueryAttention, Pooling, pooling_of
 from lightning_dp.models.volumes.slices import View, axes_of, check_volumes, cut, fold, lengths_of, split_by_axis
 
@@ -30,7 +30,7 @@ class SliceNet(nn.Module):
 
     Args:
         backbone: a network of timm's by name, or a module that maps ``(R, C, H, W)`` to ``(R, F)`` or to maps
-            ``(R, F, h, w)``, which are averaged. Its batch normalisations are replaced in place, see ``norm``.
+            ``(R, F, h, w)``, which ``map_pooling`` reduces. Its batch normalisations are replaced in place, see ``norm``.
         num_classes: number of logits.
         in_channels: channels of a volume: 1, or what the backbone takes.
         views: ``"all"``: the slices along all three axes; or along ``"z"``, ``"x"`` or ``"y"`` alone.
@@ -42,6 +42,8 @@ class SliceNet(nn.Module):
         norm: ``"group"``, or ``"batch"`` to leave batch normalisation where it is (not for private training).
         backbone_channels: channels of the slices that the backbone takes. A single channel of a volume is repeated.
         features: F, where a given module has no attribute ``num_features``.
+        map_pooling: ``"mean"`` or ``"max"`` over the positions of the maps of a given module. What is small in its slice
+            stands out by its maximum.
         slice_size: height and width to which slices are resampled, for backbones that need a fixed size. Slices of all
             axes then go through the backbone in one call; so they do in any case for cubes.
         volume_size: ``(Z, X, Y)`` of all volumes, to be checked. Private training needs one size in any case.
@@ -67,6 +69,7 @@ class SliceNet(nn.Module):
         norm: Norm = "group",
         backbone_channels: int = 3,
         features: int | None = None,
+        map_pooling: MapPooling = "mean",
         slice_size: tuple[int, int] | None = None,
         volume_size: tuple[int, int, int] | None = None,
     ) -> None:
@@ -81,6 +84,7 @@ class SliceNet(nn.Module):
         self.volume_size = volume_size
         self.backbone = backbone_of(backbone, backbone_channels, weights, norm)
         self.features = width_of(self.backbone, features)
+        self.pool_maps = map_pooling_of(map_pooling)
         width = feature_dim or self.features
         self.project = nn.Linear(self.features, width) if feature_dim is not None else nn.Identity()
         self.pooling = pooling_of(pooling, width, num_heads)
@@ -134,7 +138,7 @@ class SliceNet(nn.Module):
     def _encoded(self, slices: Tensor) -> Tensor:
         features: Tensor = self.backbone(slices)
         if features.dim() == 4:
-            features = features.mean((2, 3))
+            features = self.pool_maps(features)
         if features.dim() != 2 or features.shape[1] != self.features:
             raise ValueError(
                 f"{type(self.backbone).__name__} returned {tuple(features.shape)} for {len(slices)} slices; expected "
