@@ -31,7 +31,7 @@ class ClassificationTask(LightningModule):
         network: Maps ``(N, ...)`` inputs to ``(N, num_classes)`` logits.
         lr: Learning rate (peak, if scheduled).
         momentum: Momentum of SGD, or beta1 of Adam.
-        optimizer: ``"sgd"`` or ``"adam"``; both see only the private gradient.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"nadam"``; each sees only the private gradient.
         lr_schedule: ``"constant"``, or ``"cosine"`` from ``lr`` to 0 over the planned steps.
         num_classes: Number of classes.
 
@@ -45,13 +45,13 @@ class ClassificationTask(LightningModule):
         network: nn.Module,
         lr: float = 1.0,
         momentum: float = 0.9,
-        optimizer: Literal["sgd", "adam"] = "sgd",
+        optimizer: Literal["sgd", "adam", "nadam"] = "sgd",
         lr_schedule: Literal["constant", "cosine"] = "constant",
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        if optimizer not in ("sgd", "adam"):
-            raise PrivacyConfigError(f"optimizer={optimizer!r} is unknown; choose 'sgd' or 'adam'.")
+        if optimizer not in ("sgd", "adam", "nadam"):
+            raise PrivacyConfigError(f"optimizer={optimizer!r} is unknown; choose 'sgd', 'adam' or 'nadam'.")
         if lr_schedule not in ("constant", "cosine"):
             raise PrivacyConfigError(f"lr_schedule={lr_schedule!r} is unknown; choose 'constant' or 'cosine'.")
         self.save_hyperparameters(ignore=["network"])
@@ -107,7 +107,8 @@ class ClassificationTask(LightningModule):
         if self.optimizer_name == "sgd":
             optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum)
         else:
-            optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, betas=(self.momentum, 0.999))
+            kind = torch.optim.Adam if self.optimizer_name == "adam" else torch.optim.NAdam
+            optimizer = kind(self.parameters(), lr=self.lr, betas=(self.momentum, 0.999))
         if self.lr_schedule == "constant":
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
