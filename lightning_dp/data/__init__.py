@@ -13,6 +13,9 @@ from lightning_dp.data.digits import DigitsDataModule
 from lightning_dp.data.emoji import EmojiImages, find_emoji, read_emoji
 from lightning_dp.data.emoji_categories import EmojiDataModule
 from lightning_dp.data.fashion_mnist import FashionMNISTDataModule
+from lightning_dp.data.medmnist import MedMNISTDataModule
+from lightning_dp.data.region_mnist import RegionMNIST3DDataModule
+from lightning_dp.data.volumes import fit_volume
 
 __all__ = (
     "ACTG175DataModule",
@@ -27,8 +30,11 @@ __all__ = (
     "EmojiDataModule",
     "EmojiImages",
     "FashionMNISTDataModule",
+    "MedMNISTDataModule",
     "PancreasResponse",
+    "RegionMNIST3DDataModule",
     "ResponseModel",
     "find_emoji",
+    "fit_volume",
     "read_emoji",
 )

@@ -63,7 +63,7 @@ class ArrayDataModule(LightningDataModule):
 
     card: ClassVar[DataCard]
     #: Names of a sample's arrays in the order in which a batch has them.
-    columns: ClassVar[tuple[str, ...]] = ("inputs", "labels")
+    columns: tuple[str, ...] = ("inputs", "labels")
 
     def __init__(
         self, batch_size: int, eval_batch_size: int = 256, num_workers: int = 0, has_validation: bool = True

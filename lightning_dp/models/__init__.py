@@ -15,11 +15,13 @@ from lightning_dp.models.small import ColourCNN, FlatLinear, TemperedCNN, Temper
 from lightning_dp.models.smoothnet import SmoothNet
 from lightning_dp.models.transfer import Crops, EncoderClassifier, copy_encoder, foreground_box, localise
 from lightning_dp.models.unet import UNet
+from lightning_dp.models.volumes import ACSConv3d, SliceEncoder, SliceNet, VolumeNet, hirescam, volumetric
 from lightning_dp.models.weight_standardised import StandardisedConv2d
 from lightning_dp.models.wide_resnet import WideResNet
 from lightning_dp.models.zoo import register_with_timm
 
 __all__ = (
+    "ACSConv3d",
     "ColourCNN",
     "Crops",
     "EncoderClassifier",
@@ -35,22 +37,27 @@ __all__ = (
     "ResidualBlock",
     "ScaleNorm",
     "ScatteringTransform",
+    "SliceEncoder",
+    "SliceNet",
     "SmoothNet",
     "StandardisedConv2d",
     "TanhMLP",
     "TemperedCNN",
     "TemperedSigmoid",
     "UNet",
+    "VolumeNet",
     "WideResNet",
     "add_scale_norm",
     "copy_encoder",
     "dice_cross_entropy",
     "dice_loss",
     "foreground_box",
+    "hirescam",
     "localise",
     "replace_batch_norm",
     "search_groups",
     "soft_dice",
+    "volumetric",
 )
 
 register_with_timm()
