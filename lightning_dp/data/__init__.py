@@ -7,6 +7,7 @@ from lightning_dp.data.actg175 import ACTG175DataModule
 from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
 from lightning_dp.data.bodies import BodyFatDataModule
 from lightning_dp.data.card import DataCard
+from lightning_dp.data.chest_xray import ChestXRayDataModule, ChestXRayFolderDataModule, FaintFindings
 from lightning_dp.data.cifar import CIFARDataModule
 from lightning_dp.data.decathlon import DecathlonDataModule
 from lightning_dp.data.digits import DigitsDataModule
@@ -24,11 +25,14 @@ __all__ = (
     "ArrayDataset",
     "BodyFatDataModule",
     "CIFARDataModule",
+    "ChestXRayDataModule",
+    "ChestXRayFolderDataModule",
     "DataCard",
     "DecathlonDataModule",
     "DigitsDataModule",
     "EmojiDataModule",
     "EmojiImages",
+    "FaintFindings",
     "FashionMNISTDataModule",
     "MedMNISTDataModule",
     "PancreasResponse",

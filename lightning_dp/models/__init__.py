@@ -9,6 +9,7 @@ from lightning_dp.models.monet import RDDC, MoNet
 from lightning_dp.models.projection import ProjectedLinear, RandomProjection
 from lightning_dp.models.replace import replace_batch_norm
 from lightning_dp.models.resnet9 import ResNet9
+from lightning_dp.models.resnet9_cxr import chest_xray_resnet9
 from lightning_dp.models.scale_norm import GroupSearch, ResidualBlock, ScaleNorm, add_scale_norm, search_groups
 from lightning_dp.models.scattering import ScatteringTransform
 from lightning_dp.models.small import ColourCNN, FlatLinear, TemperedCNN, TemperedSigmoid
@@ -48,6 +49,7 @@ __all__ = (
     "VolumeNet",
     "WideResNet",
     "add_scale_norm",
+    "chest_xray_resnet9",
     "copy_encoder",
     "dice_cross_entropy",
     "dice_loss",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from lightning_dp.tasks.classification import ClassificationTask
+from lightning_dp.tasks.multilabel import MultiLabelTask
 from lightning_dp.tasks.regression import RegressionTask
 from lightning_dp.tasks.response import ResponseTask
 from lightning_dp.tasks.segmentation import SegmentationTask
 
 __all__ = (
     "ClassificationTask",
+    "MultiLabelTask",
     "RegressionTask",
     "ResponseTask",
     "SegmentationTask",

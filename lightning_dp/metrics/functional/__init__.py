@@ -17,6 +17,7 @@ from lightning_dp.metrics.functional.calibration import (
     calibration_result,
     calibration_zeros,
 )
+from lightning_dp.metrics.functional.compare_auroc import AUROCComparison, compare_auroc
 from lightning_dp.metrics.functional.dice import dice, dice_counts
 from lightning_dp.metrics.functional.fairness import (
     FairnessCounts,
@@ -43,6 +44,7 @@ from lightning_dp.metrics.functional.selective import (
 )
 
 __all__ = (
+    "AUROCComparison",
     "Abstention",
     "CalibrationCounts",
     "FairnessCounts",
@@ -57,6 +59,7 @@ __all__ = (
     "calibration_counts",
     "calibration_result",
     "calibration_zeros",
+    "compare_auroc",
     "dice",
     "dice_counts",
     "ensemble_ambiguity",
