@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_dp.models.detection import AnchorFreeDetector
 from lightning_dp.models.losses import dice_cross_entropy, dice_loss, soft_dice
 from lightning_dp.models.mesh import MeshGNN
 from lightning_dp.models.mlp import GroupNormMLP, TanhMLP
@@ -23,6 +24,7 @@ from lightning_dp.models.zoo import register_with_timm
 
 __all__ = (
     "ACSConv3d",
+    "AnchorFreeDetector",
     "ColourCNN",
     "Crops",
     "EncoderClassifier",

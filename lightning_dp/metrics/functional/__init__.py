@@ -32,6 +32,13 @@ from lightning_dp.metrics.functional.multiplicity import (
     multiplicity_result,
     multiplicity_zeros,
 )
+from lightning_dp.metrics.functional.object_counts import (
+    CountCurve,
+    count_area,
+    count_curve,
+    count_hits,
+    object_count_area,
+)
 from lightning_dp.metrics.functional.outcomes import Outcomes
 from lightning_dp.metrics.functional.ranking import aurocs_from_cells
 from lightning_dp.metrics.functional.selective import (
@@ -47,6 +54,7 @@ __all__ = (
     "AUROCComparison",
     "Abstention",
     "CalibrationCounts",
+    "CountCurve",
     "FairnessCounts",
     "MultiplicityCounts",
     "Outcomes",
@@ -63,6 +71,9 @@ __all__ = (
     "dice",
     "dice_counts",
     "ensemble_ambiguity",
+    "count_area",
+    "count_curve",
+    "count_hits",
     "fairness",
     "fairness_counts",
     "fairness_result",
@@ -72,6 +83,7 @@ __all__ = (
     "multiplicity_zeros",
     "rashomon_set",
     "rashomon_set_by_test",
+    "object_count_area",
     "selective",
     "selective_counts",
     "selective_result",
