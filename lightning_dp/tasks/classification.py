@@ -29,8 +29,8 @@ class ClassificationTask(LightningModule):
     Args:
         network: Maps ``(N, ...)`` inputs to ``(N, num_classes)`` logits.
         lr: Learning rate (peak, if scheduled).
-        momentum: Momentum of SGD, or beta1 of Adam.
-        optimizer: ``"sgd"`` or ``"adam"``; both see only the private gradient.
+        momentum: Momentum of SGD, or beta1 of Adam and NAdam.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"nadam"``; each sees only the private gradient.
         lr_schedule: ``"constant"``, ``"cosine"`` from ``lr`` to 0 over the planned steps, or ``"log_linear"``, see
             :class:`~lightning_dp.tasks.optimisation.Optimisation`.
         num_classes: Number of classes.
