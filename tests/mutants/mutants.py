@@ -960,8 +960,7 @@ MONITOR_FAULTS = (
     ),
     _mutant(
         "a group without a value is dropped", MONITOR,
-        'if "all" in self.logged or name.split("/")[0] in self.logged',
-        'if ("all" in self.logged or name.split("/")[0] in self.logged) and value == value',
+        "counts, result).items() if self._is_logged(name)", "counts, result).items() if self._is_logged(name) and value == value",
         f"{MONITORS}::test_a_group_never_seen_and_one_class_only_stay_with_their_reason",
     ),
     _mutant(
@@ -971,7 +970,7 @@ MONITOR_FAULTS = (
     ),
     _mutant(
         "the last samples of a stage are not counted", MONITOR,
-        "        self._flush(metric)\n        result: R", "        result: R",
+        "        self._flush(metric)\n        counts =", "        counts =",
         f"{MONITORS}::test_results_are_those_of_a_plain_loop",
     ),
     _mutant(
