@@ -66,7 +66,7 @@ class Setting:
     size: int = 16  # of the volumes
     crop: int = 12  # of what the classifier sees
     filters: int = 4
-    segmentation_steps: int = 170
+    segmentation_steps: int = 300
     segmentation_batch_size: int = 16
     response_steps: int = 150
     response_batch_size: int = 32
@@ -74,8 +74,8 @@ class Setting:
     response_lr: float = 3e-3
     private_steps: int = 30  # of either network
     private_batch_size: int = 120
-    private_segmentation_lr: float = 3.0  # SGD with momentum
-    private_response_lr: float = 3.0
+    private_segmentation_lr: float = 0.5  # SGD with momentum
+    private_response_lr: float = 1.0
     max_grad_norm: float = 0.1
 
 
