@@ -960,7 +960,7 @@ MONITOR_FAULTS = (
     ),
     _mutant(
         "a group without a value is dropped", MONITOR,
-        "counts, result).items() if self._is_logged(name)", "counts, result).items() if self._is_logged(name) and value == value",
+        "result).items() if self._is_logged(name)", "result).items() if self._is_logged(name) and value == value",
         f"{MONITORS}::test_a_group_never_seen_and_one_class_only_stay_with_their_reason",
     ),
     _mutant(
