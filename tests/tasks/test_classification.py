@@ -51,7 +51,7 @@ def _trainer(folder: Path, watch: _Watch, **steps: int) -> Trainer:
     )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "nadam"])
 def test_learns_and_reports_the_accuracy_over_all_samples(tmp_path: Path, optimizer: str) -> None:
     torch.manual_seed(0)
     network = nn.Linear(4, 3)

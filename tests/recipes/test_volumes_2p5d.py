@@ -1,0 +1,88 @@
+"""The recipe on volumes, on made-up brains: it trains, compares, draws, and its GPU configuration builds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightning_dp.cli
+from lightning_dp.errors import PrivacyWarning
+from tests.data.brains import write_brains
+from tests.data.test_medmnist import write
+
+pytest.importorskip("nibabel")
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes" / "volumes_2p5d"
+SMALL = [f"--data.init_args.{name}" for name in ("n_train=40", "n_val=0", "n_test=20", "batch_size=10")]
+
+
+@pytest.fixture
+def brains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("LIGHTNING_DP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["lightning-dp"])
+    return f"--data.init_args.root={write_brains(tmp_path)}"
+
+
+@pytest.mark.parametrize(
+    "network",
+    ["attention", "lstm", "transformer", "acs"],
+)
+def test_configuration_trains(network: str, brains: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(RECIPE))
+    import compare
+
+    words = [
+        "fit",
+        f"--config={RECIPE / 'config.yaml'}",
+        "--trainer.fast_dev_run=2",
+        "--trainer.enable_progress_bar=false",
+    ]
+    lightning_dp.cli.main([*words, *compare.settings(network), *SMALL, brains])
+
+
+def test_comparison_runs_and_draws(
+    brains: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(RECIPE))
+    import compare
+
+    figure = tmp_path / "slices.png"
+    words = ["--seeds", "0", "--networks", "attention", "conv3d", "--figure", str(figure), "--trainer.max_steps=2"]
+    results = compare.main([*words, *SMALL, brains])
+    assert figure.stat().st_size > 1000
+    (run,) = results["attention"]
+    assert 7 < run["eps"] <= 8
+    assert [n for _, n in run["counts"].values()][:2] == [10, 10]
+    assert sum(run["counts"][f"attention in {axis}"][1] for axis in "zxy") == 10
+    assert set(results["conv3d"][0]["metrics"]) == {"accuracy", "auroc", "mcc"}
+    assert "planted slice in the first 3, attention of all" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*nonprivate.*")
+def test_configuration_for_a_gpu_trains_on_a_folder_made_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three samples in the real set's form, as a new user would try it; on a CPU, with a small network of timm's."""
+    pytest.importorskip("timm")
+    write(tmp_path, "organmnist3d")
+    monkeypatch.setattr(sys, "argv", ["lightning-dp"])
+    small = ["--model.init_args.network.init_args.backbone=test_resnet", "--data.init_args.batch_size=2"]
+    small += ["--model.init_args.network.init_args.slice_size=[32,32]"]
+    quiet = ["--trainer.accelerator=cpu", "--trainer.fast_dev_run=1", "--trainer.enable_progress_bar=false"]
+    with pytest.warns(PrivacyWarning, match="published are"):
+        lightning_dp.cli.main(
+            ["fit", f"--config={RECIPE / 'gpu.yaml'}", f"--data.init_args.root={tmp_path}", *small, *quiet]
+        )
+
+
+def test_configuration_for_a_gpu_builds_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    monkeypatch.setattr(sys, "argv", ["lightning-dp"])
+    words = [f"--config={RECIPE / 'gpu.yaml'}", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    session = lightning_dp.cli.command_line([*words, "--trainer.enable_checkpointing=false"], run=False)
+    assert session.model.network.features == 512
+    assert session.model.optimizer_name == "nadam"
+    assert session.datamodule.num_classes == 11
