@@ -27,6 +27,7 @@ from lightning_dp.metrics.functional.selective_result import (
 )
 from lightning_dp.metrics.groups import Groups
 from lightning_dp.metrics.multiplicity import Multiplicity
+from lightning_dp.metrics.object_counts import ObjectCountArea
 from lightning_dp.metrics.selective import SelectivePrediction
 from lightning_dp.metrics.tally import MemberTally
 
@@ -46,6 +47,7 @@ __all__ = (
     "Multiplicity",
     "MultiplicityResult",
     "MultiplicityRow",
+    "ObjectCountArea",
     "OperatingPoint",
     "OutcomeRow",
     "ReliabilityBin",

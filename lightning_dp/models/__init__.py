@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_dp.models.detection import AnchorFreeDetector
 from lightning_dp.models.mlp import GroupNormMLP, TanhMLP
 from lightning_dp.models.projection import ProjectedLinear, RandomProjection
 from lightning_dp.models.replace import replace_batch_norm
@@ -9,6 +10,7 @@ from lightning_dp.models.scattering import ScatteringTransform
 from lightning_dp.models.small import FlatLinear, TemperedCNN, TemperedSigmoid
 
 __all__ = (
+    "AnchorFreeDetector",
     "FlatLinear",
     "GroupNormMLP",
     "ProjectedLinear",

@@ -65,7 +65,7 @@ def same(one: Any, other: Any) -> None:
 def test_both_ranks_compute_what_one_process_does(ranks: list[dict[str, Any]]) -> None:
     first, second, alone = ranks
     compared = [key for key in alone if not key.endswith("/own")]
-    assert len(compared) == 2 * 2 * (4 + 4 + 2) + 1
+    assert len(compared) == 2 * 2 * (4 + 4 + 2) + 2 + 1
     for key in compared:
         assert first[key] == second[key], key
         same(first[key], alone[key])

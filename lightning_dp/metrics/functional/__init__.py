@@ -30,6 +30,13 @@ from lightning_dp.metrics.functional.multiplicity import (
     multiplicity_result,
     multiplicity_zeros,
 )
+from lightning_dp.metrics.functional.object_counts import (
+    CountCurve,
+    count_area,
+    count_curve,
+    count_hits,
+    object_count_area,
+)
 from lightning_dp.metrics.functional.outcomes import Outcomes
 from lightning_dp.metrics.functional.ranking import aurocs_from_cells
 from lightning_dp.metrics.functional.selective import (
@@ -44,6 +51,7 @@ from lightning_dp.metrics.functional.selective import (
 __all__ = (
     "Abstention",
     "CalibrationCounts",
+    "CountCurve",
     "FairnessCounts",
     "MultiplicityCounts",
     "Outcomes",
@@ -57,6 +65,9 @@ __all__ = (
     "calibration_result",
     "calibration_zeros",
     "ensemble_ambiguity",
+    "count_area",
+    "count_curve",
+    "count_hits",
     "fairness",
     "fairness_counts",
     "fairness_result",
@@ -66,6 +77,7 @@ __all__ = (
     "multiplicity_zeros",
     "rashomon_set",
     "rashomon_set_by_test",
+    "object_count_area",
     "selective",
     "selective_counts",
     "selective_result",

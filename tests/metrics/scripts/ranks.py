@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_dp.metrics import Calibration, Fairness, Multiplicity, SelectivePrediction
+from lightning_dp.metrics import Calibration, Fairness, Multiplicity, ObjectCountArea, SelectivePrediction
 from lightning_dp.metrics.base import SummedMetric
 from tests.metrics.helpers import GROUPS, Data, data
 
@@ -60,11 +60,25 @@ def run(rank: int, ranks: int) -> dict[str, Any]:
                 found[f"{task}/{split}/{name}/scalars"] = {k: v if v == v else None for k, v in scalars.items()}
                 # Synchronised and let go again: what this rank holds is its own, and more may be added.
                 found[f"{task}/{split}/{name}/own"] = int(metric._local_counts()[0].sum())
+    for split, bounds in SPLITS.items():
+        start, stop = bounds[rank] if ranks == 2 else (0, N)
+        found[f"object counts/{split}"] = object_counts(start, stop)
     never = Calibration("binary")
     if rank == 0:
         never.update(torch.tensor([0.5]), torch.tensor([1]))
     found["never updated on one rank"] = never.result().overall.n
     return found
+
+
+def object_counts(start: int, stop: int) -> list[float]:
+    """The area of all classes and of each, of images of which every one shows and finds two objects."""
+    d = data("multiclass", N, 8)
+    metric = ObjectCountArea(4)
+    scores, labels = d.probs.topk(2, 1)
+    for i in range(start, stop):
+        truth = torch.stack([d.targets[i], d.targets[(i + 1) % N]])
+        metric.update([{"scores": scores[i], "labels": labels[i]}], [{"labels": truth}])
+    return [float(metric.compute()), *(float(area) for area in metric.per_class())]
 
 
 def main(folder: Path, rank: int, ranks: int) -> None:
