@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torchmetrics
@@ -79,7 +80,7 @@ class ObjectCountArea(torchmetrics.Metric):
                     f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must both be (n,), one a detection."
                 )
             for name, values in (("detection", labels), ("object", true_labels)):
-                if len(values) and not (0 <= int(values.min()) and int(values.max()) < self.num_classes):
+                if len(values) and (int(values.min()) < 0 or int(values.max()) >= self.num_classes):
                     raise ValueError(
                         f"the label of a {name} is outside 0 .. {self.num_classes - 1}: raise num_classes, and leave out "
                         "places that hold no object."
@@ -112,11 +113,9 @@ class ObjectCountArea(torchmetrics.Metric):
         return torch.stack([area.float().cpu() for area in areas])
 
     def _curve(self, label: int | None, start_point: bool) -> tuple[CountCurve, int]:
-        nothing = torch.zeros(0, device=self.device)
-        scores, labels, hits = (
-            dim_zero_cat(state) if isinstance(state, Tensor) or len(state) else nothing
-            for state in (self.scores, self.labels, self.hits)
-        )
+        nothing = [torch.zeros(0, device=self.device)]  # so that there is something to join
+        states: tuple[Any, ...] = (self.scores, self.labels, self.hits)  # lists, or tensors once ranks have met
+        scores, labels, hits = (dim_zero_cat(s if isinstance(s, Tensor) else [*nothing, *s]) for s in states)
         if label is None:
             objects = int(self.objects.sum())
         else:

@@ -36,9 +36,7 @@ def images(n: int, seed: int) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]
     preds, targets = [], []
     for _ in range(n):
         truth = [draw.randrange(CLASSES) for _ in range(draw.randrange(5))]
-        found = [c for c in truth if draw.random() < 0.7] + [
-            draw.randrange(CLASSES) for _ in range(draw.randrange(3))
-        ]
+        found = [c for c in truth if draw.random() < 0.7] + [draw.randrange(CLASSES) for _ in range(draw.randrange(3))]
         scores = [draw.random() for _ in found]
         preds.append((torch.tensor(scores, dtype=torch.float32), torch.tensor(found, dtype=torch.int64)))
         targets.append(torch.tensor(truth, dtype=torch.int64))

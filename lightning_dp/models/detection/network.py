@@ -82,10 +82,11 @@ class AnchorFreeDetector(nn.Module):
         self.across: nn.Module | None = nn.Conv2d(2 * width, 4 * width, 1) if stride == 4 else None
         self.neck = _block(4 * width, 4 * width, 1)
         self.head = nn.Conv2d(4 * width, num_classes + BOX_NUMBERS, 1)
-        nn.init.zeros_(self.head.bias)
+        bias = torch.zeros(num_classes + BOX_NUMBERS)
+        bias[:num_classes] = math.log(prior / (1.0 - prior))
+        self.head.bias = nn.Parameter(bias)
         with torch.no_grad():
             self.head.weight.mul_(0.1)
-            self.head.bias[:num_classes] = math.log(prior / (1.0 - prior))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits and boxes of every cell.
