@@ -7,6 +7,7 @@ from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
 from lightning_dp.data.card import DataCard
 from lightning_dp.data.digits import DigitsDataModule
 from lightning_dp.data.fashion_mnist import FashionMNISTDataModule
+from lightning_dp.data.food import FoodScenesDataModule, OktoberfestFoodDataModule
 
 __all__ = (
     "ACTG175DataModule",
@@ -15,4 +16,6 @@ __all__ = (
     "DataCard",
     "DigitsDataModule",
     "FashionMNISTDataModule",
+    "FoodScenesDataModule",
+    "OktoberfestFoodDataModule",
 )
