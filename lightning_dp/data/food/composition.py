@@ -56,6 +56,8 @@ def deal(n: int, max_boxes: int, rng: np.random.Generator) -> NDArray[np.int64]:
 
 def _some(free: NDArray[np.int64], many: int, rng: np.random.Generator) -> NDArray[np.int64]:
     if len(free) < many:
-        raise PrivacyConfigError("the objects do not fit: raise max_boxes, of which 12 are enough for any number of images.")
+        raise PrivacyConfigError(
+            "the objects do not fit: raise max_boxes, of which 12 are enough for any number of images."
+        )
     chosen: NDArray[np.int64] = rng.choice(free, many, replace=False)
     return chosen

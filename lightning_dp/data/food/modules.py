@@ -127,19 +127,21 @@ class FoodScenesDataModule(_FoodDataModule):
 
     def _part(self, number: int, part: str) -> dict[str, NDArray[Any]]:
         sprites = self.sprites(self.test_vendor if part == "test" else "google")
+        n, seed = self.numbers[part], (self.seed, number)
+        night = self.night_fraction if part == "train" else 0.5
         facts = {
             "sprites": blake2b(sprites.tobytes(), digest_size=16).hexdigest(),
-            "n": self.numbers[part],
+            "n": n,
             "size": self.size,
             "max_boxes": self.max_boxes,
-            "night_fraction": self.night_fraction if part == "train" else 0.5,
-            "seed": [self.seed, number],
+            "night_fraction": night,
+            "seed": list(seed),
             "drawing": _DRAWING,
         }
-        names = ("n", "size", "max_boxes", "night_fraction")
-        settings = {name: facts[name] for name in names}
         return generate_once(
-            f"food-{part}", facts, lambda: make_scenes(sprites, seed=(self.seed, number), **settings)._asdict()
+            f"food-{part}",
+            facts,
+            lambda: make_scenes(sprites, n, self.size, self.max_boxes, night, seed)._asdict(),
         )
 
     def write(self, folder: str | Path, part: str) -> None:
@@ -215,7 +217,9 @@ class OktoberfestFoodDataModule(_FoodDataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, has_validation=val_size > 0)
         if size % 8:
-            raise PrivacyConfigError(f"size={size}: the detector's grid needs a side divisible by 8, such as 128 or 320.")
+            raise PrivacyConfigError(
+                f"size={size}: the detector's grid needs a side divisible by 8, such as 128 or 320."
+            )
         self.root, self.size, self.val_size, self.test_size = Path(root), size, val_size, test_size
         self.clip_boxes, self.saturation, self.max_boxes, self.seed = clip_boxes, saturation, max_boxes, seed
 
@@ -247,9 +251,7 @@ class OktoberfestFoodDataModule(_FoodDataModule):
         found = {}
         for part, entries in self._parts().items():
             if entries:
-                images, boxes = zip(
-                    *(self._read(*entry) for entry in progress(entries, f"{part} images")), strict=True
-                )
+                images, boxes = zip(*(self._read(*entry) for entry in progress(entries, f"{part} images")), strict=True)
                 labels = [torch.from_numpy(one.labels) for _, one in entries]
                 padded, padded_labels = pad_targets(boxes, labels, self.max_boxes)
                 found[f"{part}/images"] = np.stack(images)

@@ -55,4 +55,5 @@ def _one(image: NDArray[np.uint8], mean: float) -> NDArray[np.uint8]:
         low, high = (factor, high) if np.minimum(now * factor, 255.0).mean() < mean else (low, factor)
     ratio: Any = np.minimum(now * high, 255.0) / np.where(now > 0, now, 1.0)
     top = image.max(-1, keepdims=True).astype(np.float32)
-    return np.rint(top - (top - image) * ratio[..., None]).clip(0, 255).astype(np.uint8)
+    found: NDArray[np.uint8] = np.rint(top - (top - image) * ratio[..., None]).clip(0, 255).astype(np.uint8)
+    return found

@@ -129,7 +129,9 @@ def _grounds(n: int, size: int, rng: np.random.Generator) -> NDArray[np.float32]
     return found
 
 
-def _turned(prepared: Tensor, labels: NDArray[np.int64], sides: NDArray[np.float64], turns: NDArray[np.float64]) -> Tensor:
+def _turned(
+    prepared: Tensor, labels: NDArray[np.int64], sides: NDArray[np.float64], turns: NDArray[np.float64]
+) -> Tensor:
     """Each object's picture at its size and turn, ``(k, 4, canvas, canvas)``."""
     factor = prepared.shape[-1] / sides
     cos, sin, zero = factor * np.cos(turns), factor * np.sin(turns), np.zeros_like(turns)
@@ -161,7 +163,9 @@ def _fill(
         for place, k in enumerate(mine):
             rows, columns = np.flatnonzero(solid[k].any(1)), np.flatnonzero(solid[k].any(0))
             if not len(rows):
-                raise PrivacyConfigError(f"the sprite of class {what[k]} is transparent: give pictures with an opaque part.")
+                raise PrivacyConfigError(
+                    f"the sprite of class {what[k]} is transparent: give pictures with an opaque part."
+                )
             top, left, height, width = rows[0], columns[0], rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
             x, y = _free_place(boxes[scene, :place], width, height, size, rng)
             cut = pictures[k, :, top : top + height, left : left + width]
@@ -171,7 +175,9 @@ def _fill(
             labels[scene, place] = what[k]
 
 
-def _free_place(there: NDArray[np.float32], width: int, height: int, size: int, rng: np.random.Generator) -> tuple[int, int]:
+def _free_place(
+    there: NDArray[np.float32], width: int, height: int, size: int, rng: np.random.Generator
+) -> tuple[int, int]:
     """A corner at which the new object hides little of the others, if a few tries find one."""
     x = rng.integers(0, size - width + 1, _TRIES)
     y = rng.integers(0, size - height + 1, _TRIES)
@@ -187,8 +193,11 @@ def _lit(scenes: NDArray[np.float32], night: NDArray[np.int64], rng: np.random.G
     """The camera's picture: darker and greyer at night, with its noise."""
     dark = night[:, None, None, None] == 1
     colour = np.where(dark, rng.uniform(0.15, 0.4, (len(scenes), 1, 1, 1)), 1.0).astype(np.float32)
-    light = np.where(dark, rng.uniform(0.35, 0.7, (len(scenes), 1, 1, 1)), rng.uniform(0.85, 1.1, (len(scenes), 1, 1, 1)))
+    light = np.where(
+        dark, rng.uniform(0.35, 0.7, (len(scenes), 1, 1, 1)), rng.uniform(0.85, 1.1, (len(scenes), 1, 1, 1))
+    )
     grey = scenes.mean(1, keepdims=True)
     seen = (grey + (scenes - grey) * colour) * light.astype(np.float32)
     seen += rng.normal(0, 0.02, scenes.shape).astype(np.float32)
-    return np.rint(seen.clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    found: NDArray[np.uint8] = np.rint(seen.clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    return found
