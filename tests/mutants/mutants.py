@@ -1238,4 +1238,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *DETECTION_FAULTS,
     *COMPLEX_FAULTS,
     *MESH_FAULTS,
+    *DETECTION_FAULTS,
 )

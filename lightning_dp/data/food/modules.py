@@ -238,7 +238,8 @@ class OktoberfestFoodDataModule(_FoodDataModule):
         held_out = self.val_size + (0 if test else self.test_size)
         if held_out >= len(rest):
             raise PrivacyConfigError(
-                f"{len(rest)} images, of which val_size={self.val_size} and test_size={self.test_size} leave none to train on."
+                f"{len(rest)} images, of which val_size={self.val_size} and test_size={self.test_size} leave none to train on: "
+                "lower them."
             )
         order = np.random.default_rng(self.seed).permutation(len(rest))
         val, after = order[: self.val_size], order[self.val_size :]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.models.detection.network import BOX_NUMBERS
 from lightning_dp.models.detection.targets import cell_centres
 from lightning_dp.optional import require
 
@@ -87,8 +88,8 @@ def decode(
         For each image its objects, cut at the border, most certain first.
     """
     height, width = outputs.shape[2] * stride, outputs.shape[3] * stride
-    scores = outputs[:, :-4].flatten(2).transpose(1, 2).sigmoid()
-    boxes = boxes_of_cells(outputs[:, -4:], stride)
+    scores = outputs[:, :-BOX_NUMBERS].flatten(2).transpose(1, 2).sigmoid()
+    boxes = boxes_of_cells(outputs[:, -BOX_NUMBERS:], stride)
     limit = boxes.new_tensor([width, height, width, height])
     boxes = torch.minimum(boxes.clamp(min=0), limit)
     found = []
