@@ -1239,4 +1239,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *COMPLEX_FAULTS,
     *MESH_FAULTS,
     *DETECTION_FAULTS,
+    *COMPLEX_FAULTS,
 )
