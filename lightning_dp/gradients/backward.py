@@ -12,6 +12,7 @@ from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients.contributions import Contribution, joint_squared_norms
 from lightning_dp.gradients.generic import generic_rule, mixed_call_rule
 from lightning_dp.gradients.memory import Memory
+from lightning_dp.gradients.reals import real_shape
 from lightning_dp.gradients.rules import LayerCall
 from lightning_dp.gradients.taps import Record, Taps
 from lightning_dp.gradients.units import MAIN, UnitMap
@@ -104,6 +105,14 @@ class BackwardPass:
     def _add(self, record: Record, contributions: Mapping[str, Contribution]) -> None:
         for name, contribution in contributions.items():
             parameter = record.trainable[name]
+            contribution = contribution.real()
+            if contribution.shape != real_shape(parameter):
+                raise PrivacyError(
+                    f"{record.name}: the rule for its parameter {name} gives gradients of shape "
+                    f"{tuple(contribution.shape)} for {tuple(real_shape(parameter))} real coordinates, so that its norm "
+                    "would be another parameter's. A rule for complex numbers returns complex gradients for complex "
+                    "parameters and real ones for real parameters."
+                )
             uses = self._uses.setdefault(parameter, [])
             uses.append(contribution)
             if self.norms_wanted and self.taps.uses[parameter] == 1 and len(uses) == 1:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_dp.errors import PrivacyError
+from lightning_dp.gradients.reals import carries_gradient
 
 __all__ = ("BareParameter", "Expression", "MixedCall", "Owner", "leaves_of", "map_leaves", "map_tensors", "tensors_in")
 
@@ -144,7 +145,7 @@ class BareParameter(torch.Tensor):
                 (args, kwargs), lambda leaf: leaf.plain() if isinstance(leaf, BareParameter) else leaf
             )
             result = func(*plain_args, **plain_kwargs)
-        if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves_of(result)):
+        if not any(isinstance(leaf, Tensor) and carries_gradient(leaf) for leaf in leaves_of(result)):
             return result  # a shape, a dtype, a comparison: nothing that a gradient passes through
         if mixed:
             if not isinstance(result, Tensor):

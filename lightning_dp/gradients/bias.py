@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dp.gradients.contributions import Contribution
+from lightning_dp.gradients.reals import as_real
 
 __all__ = ("Bias", "BiasProbe")
 
@@ -84,9 +85,9 @@ class BiasProbe:
             expected_batch_size: B.
             reduce: sums a flat tensor over all ranks.
         """
-        pairs = [(self._sums.get(p, torch.zeros_like(total)), total) for p, total in clipped.items()]
+        pairs = [(self._sums.get(p, torch.zeros_like(as_real(total))), total) for p, total in clipped.items()]
         flat = torch.cat(
-            [torch.cat([t.detach().flatten().double() for t in side]) for side in zip(*pairs, strict=True)]
+            [torch.cat([as_real(t.detach()).flatten().double() for t in side]) for side in zip(*pairs, strict=True)]
         )
         flat = torch.cat([flat, flat.new_tensor([self._excess])])
         flat = flat if reduce is None else reduce(flat)

@@ -19,10 +19,11 @@ from lightning_dp.gradients.backward import BackwardPass
 from lightning_dp.gradients.bias import BiasProbe
 from lightning_dp.gradients.borrowed import readers
 from lightning_dp.gradients.clipping import Clipping
-from lightning_dp.gradients.flat import group_sums, same_kind, views
+from lightning_dp.gradients.flat import group_sums, same_kind, views, zeros
 from lightning_dp.gradients.memory import Memory
 from lightning_dp.gradients.noise import NoiseSource
 from lightning_dp.gradients.precision import arithmetic
+from lightning_dp.gradients.reals import like_parameter, real_dtype
 from lightning_dp.gradients.row_memory import RowMemory
 from lightning_dp.gradients.taps import Taps
 from lightning_dp.gradients.units import UnitMap
@@ -38,10 +39,10 @@ class GradientEngine:
 
     **Guarantee**: between two calls of :meth:`write_gradients`, let ``g_u`` be the gradient of unit u's own loss. The
     gradients written are ``(sum_u clip(g_u) + z) / expected_batch_size`` with ``z ~ N(0, (noise_multiplier * C)^2)`` per
-    coordinate and ``||clip(g_u)|| <= C``: one step of the Gaussian mechanism with sensitivity C under adding or
-    removing one unit (Abadi et al. 2016, arXiv 1607.00133). It holds if the loss is a mean (or sum) of terms that each
-    depend on one unit only, and if the denominator is public, which is why it is an argument and never the number of
-    units at hand. The eps of a whole training run is the accountant's business; the way batches are drawn enters there.
+    real coordinate (a complex parameter has two for each element) and ``||clip(g_u)|| <= C``: one step of the Gaussian
+    mechanism with sensitivity C under adding or removing one unit (Abadi et al. 2016, arXiv 1607.00133). It holds if the
+    loss is a mean (or sum) of terms that each depend on one unit only, and if the denominator is public, hence an
+    argument. The eps of a whole training run is the accountant's business; the way batches are drawn enters there.
 
     The units' gradients are not built where their norm can be had otherwise (book-keeping; Bu et al. 2023,
     arXiv 2210.00038). Gradients that reach a parameter other than through the taps are refused by name.
@@ -62,7 +63,7 @@ class GradientEngine:
             gradient depends on. ``None``: all.
 
     Raises:
-        PrivacyConfigError: for values out of range, complex or half-precision parameters.
+        PrivacyConfigError: for values out of range, or half-precision parameters.
 
     Example:
         >>> import torch
@@ -98,11 +99,10 @@ class GradientEngine:
         if loss_reduction not in ("mean", "sum"):
             raise PrivacyConfigError(f"loss_reduction={loss_reduction!r} must be 'mean' or 'sum'")
         for name, parameter in module.named_parameters():
-            if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
+            if parameter.requires_grad and real_dtype(parameter.dtype) not in (torch.float32, torch.float64):
                 raise PrivacyConfigError(
-                    f"parameter {name} is {parameter.dtype}: per-unit norms, sums and noise are kept in float32 or "
-                    "float64 parameters. Keep the parameters in float32 and use bf16-mixed precision for speed; "
-                    "complex parameters are not supported yet."
+                    f"parameter {name} is {parameter.dtype}: norms, sums and noise are kept in float32 or float64, complex "
+                    "or not. Keep the parameters in float32 and use bf16-mixed precision for speed."
                 )
         self.module = module
         self.threshold = clipping if isinstance(clipping, AdaptiveThreshold) else None
@@ -259,7 +259,8 @@ class GradientEngine:
 
     def clipped_sum(self) -> list[Tensor]:
         """The sum of clipped gradients so far, one tensor for each of :meth:`trainable`. *Not* private."""
-        return [self._sums[p].clone() if p in self._sums else torch.zeros_like(p) for p in self.trainable()]
+        sums = self._sums
+        return [like_parameter(sums[p].clone(), p) if p in sums else torch.zeros_like(p) for p in self.trainable()]
 
     def write_gradients(
         self, reduce: Callable[[Tensor], Tensor] | None = None, shard: tuple[int, int] = (0, 1)
@@ -281,7 +282,7 @@ class GradientEngine:
             total = flat if reduce is None else reduce(flat)
             total.div_(self.expected_batch_size)
             for parameter, gradient in zip(group, views(total, group), strict=True):
-                parameter.grad = gradient
+                parameter.grad = like_parameter(gradient, parameter)
         if self.threshold is not None:
             self.clipping = self.threshold.release(
                 self.noise_multiplier, self.expected_batch_size, self.noise, reduce, shard[0], self._device()
@@ -309,7 +310,7 @@ class GradientEngine:
         if not self._flat or len(self._sums) != len(trainable) or any(p not in self._sums for p in trainable):
             before, self._flat, self._sums = self._sums, [], {}
             for group in same_kind(trainable):
-                flat = group[0].new_zeros(sum(p.numel() for p in group), requires_grad=False)
+                flat = zeros(group)
                 self._flat.append((group, flat))
                 self._sums.update(zip(group, views(flat, group), strict=True))
             for parameter, total in before.items():
@@ -378,7 +379,7 @@ class GradientEngine:
             )
 
     def _accumulation_dtype(self) -> torch.dtype:
-        wide = any(p.dtype == torch.float64 for p in self._taps.parameters)
+        wide = any(real_dtype(p.dtype) == torch.float64 for p in self._taps.parameters)
         return torch.float64 if wide else torch.float32
 
 

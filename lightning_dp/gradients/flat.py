@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ("group_sums", "same_kind", "views")
+from lightning_dp.gradients.reals import real_dtype, real_shape
+
+__all__ = ("group_sums", "same_kind", "views", "zeros")
 
 
 def group_sums(norms: Sequence[tuple[int, Tensor]], num_groups: int) -> Tensor:
@@ -21,14 +23,20 @@ def group_sums(norms: Sequence[tuple[int, Tensor]], num_groups: int) -> Tensor:
 
 
 def views(flat: Tensor, group: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Consecutive parts of a flat tensor in the parameters' shapes."""
-    parts = torch.split(flat, [p.numel() for p in group])
-    return [part.view(p.shape) for part, p in zip(parts, group, strict=True)]
+    """Consecutive parts of a flat real tensor in the shapes of the parameters' real coordinates."""
+    parts = torch.split(flat, [real_shape(p).numel() for p in group])
+    return [part.view(real_shape(p)) for part, p in zip(parts, group, strict=True)]
+
+
+def zeros(group: Sequence[nn.Parameter]) -> Tensor:
+    """A flat real tensor for parameters of one kind."""
+    size = sum(real_shape(p).numel() for p in group)
+    return torch.zeros(size, dtype=real_dtype(group[0].dtype), device=group[0].device)
 
 
 def same_kind(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters grouped by device and dtype, in order: one flat buffer, one noise call, one reduction for each."""
+    """Parameters grouped by device and precision, in order: one flat buffer, one noise call, one reduction for each."""
     groups: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
     for parameter in parameters:
-        groups.setdefault((parameter.device, parameter.dtype), []).append(parameter)
+        groups.setdefault((parameter.device, real_dtype(parameter.dtype)), []).append(parameter)
     return list(groups.values())

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients.bare import Expression, MixedCall, map_tensors, tensors_in
 from lightning_dp.gradients.contributions import CHUNK_ELEMENTS, Contribution, PerUnit
+from lightning_dp.gradients.reals import carries_gradient, in_precision, real_dtype
 from lightning_dp.gradients.replay import reproduces
 from lightning_dp.gradients.units import UnitMap
 
 __all__ = ("Repeat", "attributes_kept", "generic_rule", "mixed_call_rule", "repeated_call", "repeated_module")
 
 Repeat = Callable[[Mapping[str, Tensor], Any], tuple[Tensor, ...]]
-"""From parameters by name, and inputs, to the floating-point outputs."""
+"""From parameters by name, and inputs, to the real or complex outputs."""
 
 
 def generic_rule(
@@ -56,12 +57,12 @@ def generic_rule(
 
 
 def repeated_module(module: nn.Module) -> Repeat:
-    """The module as a function of its parameters and of ``(args, kwargs)``, returning its floating-point outputs."""
+    """The module as a function of its parameters and of ``(args, kwargs)``, returning its real or complex outputs."""
 
     def repeat(values: Mapping[str, Tensor], unit_inputs: Any) -> tuple[Tensor, ...]:
         args, kwargs = unit_inputs
         result = torch.func.functional_call(module, dict(values), args, kwargs)
-        return tuple(t for t in tensors_in(result) if t.is_floating_point())
+        return tuple(t for t in tensors_in(result) if carries_gradient(t))
 
     return repeat
 
@@ -138,13 +139,13 @@ def _vectorised(
     grouped = [units.by_unit(_tensor(grads[i]), name) for i in used]
     position = {id(t): i for i, t in enumerate(carried)}
     # Inputs are computed in the precision of the parameters: a norm is never taken in half precision.
-    dtype = next(iter(parameters.values())).dtype
+    dtype = real_dtype(next(iter(parameters.values())).dtype)
 
     def unit_gradient(
         values: Mapping[str, Tensor], unit_rows: list[Tensor], unit_grads: list[Tensor]
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         unit_inputs = map_tensors(
-            inputs, lambda t: _cast(unit_rows[position[id(t)]] if id(t) in position else t.detach(), dtype)
+            inputs, lambda t: in_precision(unit_rows[position[id(t)]] if id(t) in position else t.detach(), dtype)
         )
 
         def forward(v: Mapping[str, Tensor]) -> list[Tensor]:
@@ -207,10 +208,6 @@ def _not_reproduced(name: str) -> str:
         "batch_first layouts, register a rule with lightning_dp.gradients.register_rule, or freeze the module's "
         "parameters."
     )
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _tensor(value: Tensor | None) -> Tensor:

@@ -81,8 +81,8 @@ def reproduces(result: Tensor, recorded: Tensor, low_precision: bool = False) ->
     if recorded.numel() == 0:
         return True
     finite = torch.isfinite(recorded) & torch.isfinite(result)
-    largest = torch.where(finite, recorded, recorded.new_zeros(())).abs().flatten(1).amax(1)
-    difference = torch.where(finite, (result - recorded).abs(), result.new_zeros(())).flatten(1).amax(1)
+    largest = torch.where(finite, recorded.abs(), 0.0).flatten(1).amax(1)
+    difference = torch.where(finite, (result - recorded).abs(), 0.0).flatten(1).amax(1)
     # One scale a unit: a single unit with huge values must not switch the check off for the others. The median keeps a
     # unit whose own output happens to vanish from being held to its rounding errors.
     scale = torch.maximum(largest, largest.median()).clamp_min(1e-30)

@@ -33,6 +33,7 @@ from lightning_dp.gradients.bare import (
 from lightning_dp.gradients.borrowed import held_in_containers, readers
 from lightning_dp.gradients.layouts import sequence_first
 from lightning_dp.gradients.memory import nbytes
+from lightning_dp.gradients.reals import carries_gradient
 from lightning_dp.gradients.replay import RandomState
 from lightning_dp.gradients.row_memory import RowMemory
 from lightning_dp.gradients.rules import LayerRule, RowCounter, find_entry
@@ -96,6 +97,7 @@ class _Site:
     kind: type[nn.Module]
     patched: bool
     rule: LayerRule | None
+    complex_too: bool
     rows: RowCounter | None
     random: Callable[[nn.Module], bool] | None
     composite: bool
@@ -105,11 +107,14 @@ class _Site:
     def of(cls, module: nn.Module, name: str) -> _Site:
         entry, composite = find_entry(module), isinstance(module, COMPOSITES)
         rule, rows, random = (None, None, None) if entry is None else (entry.rule, entry.rows, entry.random)
+        complex_too = entry is not None and entry.complex_too
         # Parameters beside children are used by functions that no hook sees; those of a leaf, by its own forward.
         bare = rule is None and not composite and any(True for _ in module.children())
         label = f"{name or 'the root module'} ({type(module).__name__})"
         patched = "forward" in vars(module)
-        return cls(label, f"{name}." if name else "", type(module), patched, rule, rows, random, composite, bare)
+        return cls(
+            label, f"{name}." if name else "", type(module), patched, rule, complex_too, rows, random, composite, bare
+        )
 
 
 class Taps:
@@ -165,7 +170,7 @@ class Taps:
                 self._hook(module)
         self.borrow(dict.fromkeys(held_in_containers(root), 1))
         for name, parameter in root.named_parameters():
-            if parameter.is_floating_point() and (only is None or parameter in only):
+            if carries_gradient(parameter) and (only is None or parameter in only):
                 self._watch(name, parameter)
 
     def _hook(self, module: nn.Module) -> None:
@@ -303,11 +308,11 @@ class Taps:
         site = self._site(module)
         if output is None or not (swapped or running.expressions) or site.bare:
             return None
-        if type(output) is Tensor and output.is_floating_point():
+        if type(output) is Tensor and carries_gradient(output):
             tensors = [output]
         else:
             self._refuse_output(module, output)
-            tensors = [t for t in tensors_in(output) if t.is_floating_point()]
+            tensors = [t for t in tensors_in(output) if carries_gradient(t)]
         if not tensors:
             return None
         call = self._next_call(site.label)
@@ -319,18 +324,21 @@ class Taps:
             self._follows = True
             followed = module_expression(module, site.prefix, swapped, inputs, running.expressions)
             return BareParameter.wrap(output, followed, self._owner(module))
+        rule = site.rule
+        if not site.complex_too and any(t.is_complex() for t in (*tensors, *swapped.values())):
+            rule = None  # which it was not written for: without a conjugate it would give another gradient's norm
         results: Sequence[Tensor] = tensors
         recorded = True
         if self.shift is not None:
             results, recorded = self.shift.of_layer(
                 ShiftedCall(
-                    site.label, call, module, inputs, tensors, swapped, site.rule, site.rows, random_state,
+                    site.label, call, module, inputs, tensors, swapped, rule, site.rows, random_state,
                     module in self.sequence_first,
                 )
             )  # fmt: skip
         if recorded:
             inputs = ((args[0].detach(),), {}) if plain else map_tensors(inputs, lambda t: t.detach())
-            record = Record(site.label, module, swapped, inputs, (), (), site.rule, None, site.rows, random_state, call)
+            record = Record(site.label, module, swapped, inputs, (), (), rule, None, site.rows, random_state, call)
             results = self._tap(record, results)
         if tensors[0] is output:
             return results[0]
@@ -362,11 +370,10 @@ class Taps:
     def _refuse_output(self, module: nn.Module, output: Any) -> None:
         """What cannot be tapped would train nothing, silently: the layer's weights are detached."""
         for leaf in leaves_of(output):
-            if is_dataclass(leaf) or (isinstance(leaf, Tensor) and leaf.is_complex()):
-                kind = "a complex tensor" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
+            if is_dataclass(leaf):
                 raise PrivacyError(
-                    f"{self._site(module).label} returns {kind}, whose gradient cannot be recorded, so its parameters would "
-                    "get none. Return real tensors in tuples, lists or dicts (torch.view_as_real), or freeze it."
+                    f"{self._site(module).label} returns a {type(leaf).__name__}, whose gradient cannot be recorded, so its "
+                    "parameters would get none. Return tensors in tuples, lists or dicts, or freeze it."
                 )
 
     def _site(self, module: nn.Module) -> _Site:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients.bare import map_tensors, tensors_in
 from lightning_dp.gradients.contributions import Contribution, PerUnit, unit_chunks
+from lightning_dp.gradients.reals import carries_gradient, in_precision, real_dtype
 from lightning_dp.gradients.units import UnitMap
 
 __all__ = ("whole_batch_rule",)
@@ -87,7 +88,7 @@ class _Call:
         self.module, self.parameters, self.inputs = module, parameters, inputs
         self.owner, self.used, self.name = owner, used, name
         # Computed in the precision of the parameters: a norm is never taken in half precision.
-        self.dtype = next(iter(parameters.values())).dtype
+        self.dtype = real_dtype(next(iter(parameters.values())).dtype)
 
     def run(self, alone: int | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs, and what to differentiate by: parameters, then the inputs with the output's rows.
@@ -98,9 +99,9 @@ class _Call:
         carried: list[Tensor] = []
 
         def lift(tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point():
+            if not carries_gradient(tensor):
                 return tensor
-            lifted = tensor.detach().to(self.dtype)
+            lifted = in_precision(tensor.detach(), self.dtype)
             rows = lifted.dim() > 0 and lifted.shape[0] == self.owner.numel()
             if rows and alone is not None:
                 mine = self.owner == alone
@@ -115,7 +116,7 @@ class _Call:
             results = [
                 t
                 for t in tensors_in(torch.func.functional_call(self.module, values, args, kwargs))
-                if t.is_floating_point()
+                if carries_gradient(t)
             ]
         return [results[i] for i in self.used], [*values.values(), *carried]
 
@@ -128,14 +129,17 @@ class _Call:
             torch.where(_like(mask, r, 1), g.to(r.dtype), g.new_zeros((), dtype=r.dtype))
             for r, g in zip(results, grads, strict=True)
         ]
-        return torch.autograd.grad(
+        pulled = torch.autograd.grad(
             results,
             wanted,
             cotangents,
             is_grads_batched=True,
             retain_graph=True,
             allow_unused=True,
-            materialize_grads=True,
+        )
+        return tuple(
+            w.new_zeros(len(unit), *w.shape, requires_grad=False) if g is None else g
+            for g, w in zip(pulled, wanted, strict=True)
         )
 
     def one_by_one(self, grads: Sequence[Tensor], num_units: int) -> list[Tensor]:
@@ -158,8 +162,8 @@ def _like(mask: Tensor, result: Tensor, leading: int = 0) -> Tensor:
 
 def _check_repeated(result: Tensor, recorded: Tensor, name: str) -> None:
     finite = torch.isfinite(result) & torch.isfinite(recorded)
-    difference = torch.where(finite, (result - recorded).abs(), result.new_zeros(()))
-    scale = torch.where(finite, recorded.abs(), recorded.new_zeros(()))
+    difference = torch.where(finite, (result - recorded).abs(), 0.0)
+    scale = torch.where(finite, recorded.abs(), 0.0)
     low = recorded.dtype in (torch.bfloat16, torch.float16)
     tolerance = LOW_PRECISION_TOLERANCE if low else TOLERANCE
     if difference.numel() and bool(difference.max() > tolerance * scale.max().clamp_min(1e-30)):
@@ -174,7 +178,7 @@ def _check_apart(pulled: Sequence[Tensor], unit: Tensor, owner: Tensor, name: st
     """A unit's output may not depend on the rows of another: its gradient would change with the others' data."""
     foreign = unit.unsqueeze(1) != owner
     for gradient in pulled:
-        size = torch.where(torch.isfinite(gradient), gradient.abs(), gradient.new_zeros(()))
+        size = torch.where(torch.isfinite(gradient), gradient.abs(), 0.0)
         rows = size.flatten(2).amax(2) if size.dim() > 2 and size.numel() else size
         if rows.dim() == 2 and rows.numel() and bool((rows * foreign).max() > APART * rows.max()):
             raise PrivacyError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients import LossReduction, RowMemory
 from lightning_dp.gradients.bare import map_tensors, tensors_in
+from lightning_dp.gradients.reals import as_real, carries_gradient
 from lightning_dp.gradients.taps import uncompiled
 from lightning_dp.inspection.layers import layer_rows, observe
 from lightning_dp.inspection.report import Inspection, Problem
@@ -168,13 +169,13 @@ def _generic_step(network: nn.Module, batch: Any) -> Tensor:
     else:
         output = network(batch)
     units = next(t.shape[0] for t in tensors_in(batch) if t.dim() > 0)
-    parts = [t for t in tensors_in(output) if t.is_floating_point() and t.dim() > 0 and t.shape[0] == units]
+    parts = [t for t in tensors_in(output) if carries_gradient(t) and t.dim() > 0 and t.shape[0] == units]
     if not parts:
         raise PrivacyError(
             "the network returns no tensor with one row for each sample, so its outputs cannot be told apart by sample. "
             "Return such tensors, or inspect the LightningModule with its training_step."
         )
-    losses = [(part.reshape(units, -1).float() - 0.5).square().mean(1) for part in parts]
+    losses = [(as_real(part).reshape(units, -1).float() - 0.5).square().mean(1) for part in parts]
     return torch.stack(losses).sum(0).mean()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_dp import _compat
+from lightning_dp.gradients.reals import as_real
 
 __all__ = ("ProcessStrategy", "Processes", "StartMethod")
 
@@ -141,7 +142,7 @@ class ProcessStrategy(ParallelStrategy):
         if self.is_distributed and _compat.process_group_is_ready():
             assert self.model is not None
             tensors = [*self.model.parameters(), *self.model.buffers()]
-            _compat.broadcast_tensors([t.detach() for t in tensors])
+            _compat.broadcast_tensors([as_real(t.detach()) for t in tensors])
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """The sum of ``tensor`` over all ranks: a sum, not a mean, so that noise and sensitivity keep their scale."""

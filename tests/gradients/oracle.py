@@ -35,12 +35,12 @@ def clipped_sum(
     total = [torch.zeros_like(g) for g in gradients[0]]
     count = len(set(layers))
     for unit in gradients:
-        flat_norm = math.sqrt(sum(float(g.double().square().sum()) for g in unit))
+        flat_norm = math.sqrt(sum(float(g.abs().double().square().sum()) for g in unit))
         for i, g in enumerate(unit):
             if clipping == "per_layer":
                 norm = math.sqrt(
                     sum(
-                        float(h.double().square().sum())
+                        float(h.abs().double().square().sum())
                         for h, layer in zip(unit, layers, strict=True)
                         if layer == layers[i]
                     )

@@ -27,11 +27,13 @@ from lightning_dp.gradients import (
     UnitMap,
 )
 from lightning_dp.gradients.contributions.base import row_squares
+from lightning_dp.gradients.reals import as_real, carries_gradient
 from tests.gradients import networks as net
+from tests.gradients.complex_networks import COMPLEX
 from tests.gradients.oracle import unit_gradients
 
 CLIPPINGS: tuple[ClippingName, ...] = ("flat", "per_layer", "automatic")
-BUILDERS = {**net.LAYERS, **net.NETWORKS}
+BUILDERS = {**net.LAYERS, **net.NETWORKS, **COMPLEX}
 KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "ordinary": lambda t: t,
     "zero": torch.zeros_like,
@@ -47,11 +49,11 @@ SLACK = 1 + 1e-4
 
 
 def norm(sums: Sequence[Tensor]) -> float:
-    return float(torch.cat([g.flatten().double() for g in sums]).norm())
+    return float(torch.cat([as_real(g).flatten().double() for g in sums]).norm())
 
 
 def difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    return norm([a.double() - b.double() for a, b in zip(one, other, strict=True)])
+    return norm([as_real(a).double() - as_real(b).double() for a, b in zip(one, other, strict=True)])
 
 
 def unit_losses(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -77,14 +79,14 @@ class Batch:
         self.clipping, self.split, self.reduction = Clipping(0.5, clipping), split, reduction
         self.dtype = torch.float64 if precision == "float64" else torch.float32
         self.autocast = precision == "bf16"
-        self.module = self.module.to(self.dtype)
-        if self.x.is_floating_point():
-            self.x = self.x.to(self.dtype)
+        if self.dtype == torch.float64:
+            self.module = self.module.double()  # complex parameters stay complex64
+            self.x = self.x.double() if self.x.is_floating_point() else self.x
         self.y = torch.linspace(-1, 1, len(self.x), dtype=self.dtype)
 
     def make(self, row: int, kind: str) -> None:
         """Changes one unit; a table index cannot be changed so, and its target is instead."""
-        if self.x.is_floating_point():
+        if carries_gradient(self.x):
             self.x[row] = KINDS[kind](self.x[row])
         else:
             self.y[row] = KINDS[kind](self.y[row] + 0.3)

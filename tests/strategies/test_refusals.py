@@ -259,7 +259,10 @@ ROWS: list[tuple[str, Case]] = [
             beside(lambda: nn.InstanceNorm1d(8, track_running_stats=True)),
         ),
     ),
-    ("complex_parameters", Case("phase", "real channels", complex_weight)),
+    (
+        "complex_ascent",
+        Case("phase", "DPStrategy", complex_weight, strategy={"noise_multiplier": 1.0}, plugin=BAMStrategy),
+    ),
     ("low_precision_parameters", Case("extra.weight", "bf16-mixed", beside(lambda: nn.Linear(2, 2).bfloat16()))),
     ("embedding_max_norm", Case("extra", "max_norm=None", beside(lambda: nn.Embedding(4, 2, max_norm=1.0)))),
     (

@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import math
 import tracemalloc
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,6 +33,7 @@ from lightning_dp.sampling import (
     loader_batch_size,
     split_draw,
 )
+from tests.gradients.complex_networks import Parts
 from tests.strategies.helpers import Tiny, fit, hooks, loader, strategy
 
 KEY = key_from_seed(0)
@@ -376,13 +376,19 @@ def test_t15_large_eps_is_answered_in_bounded_memory(accountant: str) -> None:
     assert peak < 2**28
 
 
-def test_t16_complex_parameters_are_refused() -> None:
-    """Opacus accepts them, does not conjugate, and noises each real coordinate sqrt(2) too little.
-
-    Here they are refused by name until they have rules of their own.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch: complex modules are a new feature
-        module = nn.ModuleDict({"real": nn.Linear(5, 3), "complex": nn.Linear(5, 3).to(torch.complex64)})
-    with pytest.raises(PrivacyConfigError, match=r"complex\.weight"):
-        engine_of(module, Clipping(1.0))
+def test_t16_complex_parameters_are_conjugated_and_noised_on_both_parts() -> None:
+    """Opacus accepts them, does not conjugate, and noises each real coordinate sqrt(2) too little."""
+    torch.manual_seed(16)
+    layer, x = nn.Linear(40, 50, dtype=torch.complex64), torch.randn(1, 40, dtype=torch.complex64)
+    module = nn.Sequential(layer, Parts())
+    (plain,) = torch.autograd.grad(square(module, x), [layer.weight])
+    with engine_of(module, Clipping(1e6)) as engine:
+        engine.backward(square(module, x), 1)
+        weight, _ = engine.clipped_sum()
+    torch.testing.assert_close(weight, plain)
+    with engine_of(module, Clipping(2.0), noise_multiplier=3.0) as engine:
+        engine.write_gradients()
+    assert layer.weight.grad is not None
+    noise = torch.view_as_real(layer.weight.grad)
+    for part in noise.unbind(-1):  # 2,000 numbers each: the standard error of their deviation is 1.6 %
+        assert abs(float(part.std()) / 6.0 - 1) < 0.08

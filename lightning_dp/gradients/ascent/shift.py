@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +100,7 @@ class Shift:
         outputs = [_swapped(t) for t in call.outputs] if call.sequence_first else list(call.outputs)
         if outputs[0].dim() == 0:  # refused by the generic rule
             return call.outputs, True
+        _refuse_complex(call.name, outputs, call.trainable.values())
         args, kwargs = call.inputs
         rows = outputs[0].shape[0] if call.rows is None else call.rows(call.module, args, kwargs)
         if rows == 0:
@@ -127,6 +128,7 @@ class Shift:
         """The result of a function that mixes bare parameters with the batch, at the units' parameters."""
         if result.dim() == 0 or result.shape[0] == 0:
             return result
+        _refuse_complex(name, [result], parameters.values())
         units = self._regular(name, self.row_memory.resolve(name, number, result.shape[0], self.units))
         rows = result.shape[0]
         repeat = repeated_call(call, rows, units.by_unit(result.detach(), name).shape[1])
@@ -186,6 +188,11 @@ class Shift:
         if self.units.kinds:
             raise PrivacyError(_not_covered(name, "the batch has several kinds of rows (nodes, edges)"))
         return units
+
+
+def _refuse_complex(name: str, outputs: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
+    if any(t.is_complex() for t in (*outputs, *parameters)):
+        raise PrivacyError(_not_covered(name, "it works with complex numbers"))
 
 
 def _swapped(t: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_dp.gradients.memory import CHUNK_BYTES, Memory
+from lightning_dp.gradients.reals import as_real
 
 __all__ = (
     "CHUNK_ELEMENTS",
@@ -83,6 +84,10 @@ class Contribution(ABC):
             total.add_(other.all_units(), alpha=other_factor)
         return PerUnit(total)
 
+    def real(self) -> Contribution:
+        """The same over the parameter's real coordinates ``(*shape, 2)`` where it is complex. Asked before all else."""
+        return self
+
     def choose_route(self, memory: Memory) -> None:  # noqa: B027  (most forms have one way only)
         """Called once before the norms, where there is more than one way to have them."""
 
@@ -110,6 +115,10 @@ class PerUnit(Contribution):
         self.gradients = gradients
         self.num_units = gradients.shape[0]
         self.shape = gradients.shape[1:]
+
+    @override
+    def real(self) -> Contribution:
+        return PerUnit(as_real(self.gradients)) if self.gradients.is_complex() else self
 
     @override
     def per_unit(self, start: int, stop: int) -> Tensor:

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lightning_dp.gradients.contributions.base import Contribution
 from lightning_dp.gradients.contributions.product_sum import ProductSum
+from lightning_dp.gradients.reals import real_rows
 
 __all__ = ("OuterProduct",)
 
@@ -25,6 +26,13 @@ class OuterProduct(ProductSum):
 
     def __init__(self, a: Tensor, b: Tensor, shape: torch.Size) -> None:
         super().__init__(a, b, shape, (a.shape[2], a.shape[3], b.shape[3]), unfolds=False)
+
+    @override
+    def real(self) -> Contribution:
+        if not (self.a.is_complex() or self.b.is_complex()):
+            return self
+        a, b = real_rows(self.a, self.b, position=2, feature=3)
+        return OuterProduct(a, b, torch.Size((*self.shape, 2)))
 
     @override
     def columns(self, start: int, stop: int) -> tuple[Tensor, Tensor]:

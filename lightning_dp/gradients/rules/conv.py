@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightning_dp.gradients.contributions import Contribution, OuterProduct, PerUnit
 from lightning_dp.gradients.contributions.product_sum import ProductSum
 from lightning_dp.gradients.memory import Memory
+from lightning_dp.gradients.reals import real_rows
 from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 
 __all__ = ("ConvGeometry", "ConvWeight", "conv_rule")
@@ -34,8 +35,15 @@ class ConvWeight(ProductSum):
         length = x.shape[1] * grad.shape[3:].numel()
         d, p = shape[1:].numel(), shape[0] // geometry.groups
         super().__init__(x, grad, shape, (length, d, p), unfolds=geometry.kernel_elements > 1)
-        self.geometry = geometry
+        self.geometry, self.kernel_shape = geometry, shape
         self._channels_last = geometry.groups == 1 and x.shape[2] >= CHANNELS_LAST
+
+    @override
+    def real(self) -> Contribution:
+        if not (self.a.is_complex() or self.b.is_complex()):
+            return self
+        x, grad = real_rows(self.a, self.b, position=1, feature=2)
+        return _PartsOfConvWeight(x, grad, self.shape, self.geometry)
 
     @override
     def columns(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -53,9 +61,9 @@ class ConvWeight(ProductSum):
     @override
     def in_shape(self, gradients: Tensor) -> Tensor:
         if not self._channels_last:
-            return super().in_shape(gradients)
-        inputs, kernel = self.shape[1], self.shape[2:]
-        return gradients.view(gradients.shape[0], self.shape[0], *kernel, inputs).movedim(-1, 2)
+            return gradients.view(gradients.shape[0], *self.kernel_shape)
+        outputs, inputs, *kernel = self.kernel_shape
+        return gradients.view(gradients.shape[0], outputs, *kernel, inputs).movedim(-1, 2)
 
     @property
     @override
@@ -65,7 +73,7 @@ class ConvWeight(ProductSum):
     @override
     def sum_records(self, weights: Tensor, out: Tensor) -> None:
         scaled = self.b * weights.view(-1, *([1] * (self.b.dim() - 1)))
-        out.add_(self.geometry.weight_gradient(self.a.flatten(0, 1), scaled.flatten(0, 1), self.shape))
+        out.add_(self.geometry.weight_gradient(self.a.flatten(0, 1), scaled.flatten(0, 1), self.kernel_shape))
 
     @override
     def most_energy(self) -> Tensor:
@@ -81,8 +89,38 @@ class ConvWeight(ProductSum):
         # The library's own kernel, unit by unit, needs no patches; below that much work its overhead dominates.
         self._channels_last = False
         for unit in range(self.num_units):
-            gradient = self.geometry.weight_gradient(self.a[unit], self.b[unit], self.shape)
-            out[unit].view(self.shape).copy_(gradient)
+            gradient = self.geometry.weight_gradient(self.a[unit], self.b[unit], self.kernel_shape)
+            out[unit].view(self.kernel_shape).copy_(gradient)
+
+
+class _PartsOfConvWeight(ConvWeight):
+    """A complex convolution's weight as real coordinates: that of a convolution over real channels, two for each.
+
+    Args:
+        x: as in :class:`ConvWeight`, the two parts of each channel side by side.
+        grad: likewise; real.
+        shape: the complex weight's shape ``(C_out, C_in, *kernel)``.
+        geometry: that of the complex convolution.
+    """
+
+    def __init__(self, x: Tensor, grad: Tensor, shape: torch.Size, geometry: ConvGeometry) -> None:
+        super().__init__(x, grad, torch.Size((shape[0], 2 * shape[1], *shape[2:])), geometry)
+        self.shape = torch.Size((*shape, 2))
+
+    @override
+    def in_shape(self, gradients: Tensor) -> Tensor:
+        return self._parts_last(super().in_shape(gradients))
+
+    @override
+    def sum_records(self, weights: Tensor, out: Tensor) -> None:
+        total = out.new_zeros(self.kernel_shape)
+        super().sum_records(weights, total)
+        out.add_(self._parts_last(total.unsqueeze(0))[0])
+
+    def _parts_last(self, gradients: Tensor) -> Tensor:
+        """From ``(S, C_out, 2 C_in, *kernel)`` to ``(S, C_out, C_in, *kernel, 2)``."""
+        parts = gradients.view(*gradients.shape[:2], -1, 2, *gradients.shape[3:])
+        return parts.movedim(3, -1)
 
 
 class ConvGeometry:
@@ -153,7 +191,7 @@ class ConvGeometry:
         return result[1]  # type: ignore[no-any-return]
 
 
-@register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+@register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, complex_too=True)
 def conv_rule(call: LayerCall) -> dict[str, Contribution]:
     """A convolution is a linear layer over patches, one position for each output element."""
     module, units, grad = call.module, call.units, call.grad
@@ -161,7 +199,7 @@ def conv_rule(call: LayerCall) -> dict[str, Contribution]:
     found: dict[str, Contribution] = {}
     if "weight" in call.trainable:
         geometry = ConvGeometry(module)
-        x = units.by_unit(geometry.pad(call.x), call.name)
+        x = units.by_unit(geometry.pad(call.x.conj_physical()), call.name)
         weight = ConvWeight(x, units.by_unit(grad, call.name), module.weight.shape, geometry)
         pointwise = weight.sizes[0] == 1 and geometry.kernel_elements == 1  # a linear layer in all but its axes
         found["weight"] = OuterProduct(*weight.columns(0, weight.num_units), weight.shape) if pointwise else weight

@@ -39,7 +39,7 @@ class TransposedGeometry(ConvGeometry):
         return F.pad(x, pads)
 
 
-@register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+@register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, complex_too=True)
 def conv_transpose_rule(call: LayerCall) -> dict[str, Contribution]:
     """A convolution's rule with input and output gradient exchanged; the bias as in a convolution."""
     module, units, x, grad = call.module, call.units, call.x, call.grad
@@ -53,7 +53,10 @@ def conv_transpose_rule(call: LayerCall) -> dict[str, Contribution]:
     if "weight" in call.trainable:
         geometry = TransposedGeometry(module, tuple(x.shape[2:]))
         found["weight"] = ConvWeight(
-            units.by_unit(geometry.pad(grad), call.name), units.by_unit(x, call.name), module.weight.shape, geometry
+            units.by_unit(geometry.pad(grad), call.name),
+            units.by_unit(x.conj_physical(), call.name),
+            module.weight.shape,
+            geometry,
         )
     if "bias" in call.trainable:
         found["bias"] = PerUnit(units.by_unit(grad.flatten(2).sum(2), call.name).sum(1))

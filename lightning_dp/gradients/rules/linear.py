@@ -10,14 +10,14 @@ from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 __all__ = ("embedding_rule", "linear_rule", "transposed_linear_rule")
 
 
-@register_rule(nn.Linear, "torch_geometric.nn.dense.linear.Linear")
+@register_rule(nn.Linear, "torch_geometric.nn.dense.linear.Linear", complex_too=True)
 def linear_rule(call: LayerCall) -> dict[str, Contribution]:
     """``y = x W^T + b`` on inputs of any rank: every axis between the first and the last is a position."""
     b = call.units.by_unit(call.grad, call.name).flatten(1, -2)
     found: dict[str, Contribution] = {}
     if "weight" in call.trainable:
         weight: Tensor = call.module.weight  # type: ignore[assignment]
-        a = call.units.by_unit(call.x, call.name).flatten(1, -2)
+        a = call.units.by_unit(call.x.conj_physical(), call.name).flatten(1, -2)
         found["weight"] = OuterProduct(a.unsqueeze(1), b.unsqueeze(1), weight.shape)
     if "bias" in call.trainable:
         found["bias"] = PerUnit(b.flatten(0, 1) if b.shape[1] == 1 else b.sum(1))

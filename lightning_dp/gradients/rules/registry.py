@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_dp.gradients.bare import tensors_in
 from lightning_dp.gradients.contributions import Contribution
+from lightning_dp.gradients.reals import in_precision
 from lightning_dp.gradients.replay import RandomState
 from lightning_dp.gradients.rules.borrowed import borrowed_rule
 from lightning_dp.gradients.units import UnitMap
@@ -50,14 +51,14 @@ class LayerCall:
 
     @property
     def x(self) -> Tensor:
-        """The first tensor of the inputs, in :attr:`dtype` where it is floating-point."""
+        """The first tensor of the inputs, in the precision :attr:`dtype` where it is floating-point."""
         x = next(tensors_in((self.args, self.kwargs)))
-        return x.to(self.dtype) if x.is_floating_point() else x
+        return in_precision(x, self.dtype)
 
     @property
     def grad(self) -> Tensor:
-        """The first output gradient that arrived, in :attr:`dtype`."""
-        return next(g for g in self.grads if g is not None).to(self.dtype)
+        """The first output gradient that arrived, in the precision :attr:`dtype`."""
+        return in_precision(next(g for g in self.grads if g is not None), self.dtype)
 
     def rows_of_sequence(self, tensor: Tensor) -> Tensor:
         """Regroups ``(T, R, d)``, time or position first, to ``(U, K * T, d)``: a unit's rows one after the other."""
@@ -88,6 +89,7 @@ class Entry:
     rows: RowCounter | None
     random: Callable[[nn.Module], bool] | None
     applies: Callable[[nn.Module], bool]
+    complex_too: bool = False
 
 
 _RULES: dict[type[nn.Module] | str, Entry] = {}
@@ -98,6 +100,7 @@ def register_rule(
     rows: RowCounter | None = None,
     random: Callable[[nn.Module], bool] | None = None,
     applies: Callable[[nn.Module], bool] = lambda _: True,
+    complex_too: bool = False,
 ) -> Callable[[LayerRule], LayerRule]:
     """Registers a :data:`LayerRule` for one or more module classes; a later registration replaces an earlier one.
 
@@ -107,11 +110,13 @@ def register_rule(
             then moves the axis.
         random: whether a layer, as it is set up now, draws random numbers in its forward pass.
         applies: a further condition on a layer, beside those of :func:`find_rule`.
+        complex_too: whether the rule is right for complex numbers as well: it conjugates what it multiplies the output
+            gradient with. Without it, calls with complex parameters or outputs are left to the generic rule.
     """
 
     def register(rule: LayerRule) -> LayerRule:
         for module_type in module_types:
-            _RULES[module_type] = Entry(rule, rows, random, applies)
+            _RULES[module_type] = Entry(rule, rows, random, applies, complex_too)
         return rule
 
     return register

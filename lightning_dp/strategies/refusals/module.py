@@ -67,12 +67,12 @@ def running_instance_norm(s: Subject) -> str | None:
 
 
 @row("module")
-def complex_parameters(s: Subject) -> str | None:
+def complex_ascent(s: Subject) -> str | None:
     found = [name for name, p in s.module.named_parameters() if p.is_complex()]
-    if found:
+    if found and s.ascends:
         return (
-            f"complex parameters ({listed(found)}) are not supported yet: norms and noise on real and imaginary parts "
-            "need rules of their own. Represent them as two real channels."
+            f"BAMStrategy moves parameters along their gradients before it takes the gradient again, which is not built for "
+            f"complex parameters ({listed(found)}). Use DPStrategy, or two real channels for each complex one."
         )
     return None
 
