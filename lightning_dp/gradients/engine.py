@@ -101,8 +101,8 @@ class GradientEngine:
         for name, parameter in module.named_parameters():
             if parameter.requires_grad and real_dtype(parameter.dtype) not in (torch.float32, torch.float64):
                 raise PrivacyConfigError(
-                    f"parameter {name} is {parameter.dtype}: norms, sums and noise are kept in float32 or float64, complex "
-                    "or not. Keep the parameters in float32 and use bf16-mixed precision for speed."
+                    f"parameter {name} is {parameter.dtype}, too coarse for norms, sums and noise: keep parameters in "
+                    "float32 (complex64), and use bf16-mixed for speed."
                 )
         self.module = module
         self.threshold = clipping if isinstance(clipping, AdaptiveThreshold) else None

@@ -56,7 +56,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found, Found
     return first, second, alone
 
 
-EXACT = ("whole", "split", "sparse", "sparse_split", "units", "cut", "adaptive", "bam", "sat")
+EXACT = ("whole", "split", "sparse", "sparse_split", "units", "cut", "adaptive", "bam", "sat", "complex")
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -91,6 +91,14 @@ def test_ranks_hold_equal_parameters_after_noisy_steps(ranks: tuple[Found, Found
     assert torch.equal(first["noisy"]["parameters"], second["noisy"]["parameters"])
     assert torch.equal(first["noisy"]["gradients"], second["noisy"]["gradients"])
     assert not torch.allclose(first["noisy"]["parameters"], alone["noisy"]["parameters"])
+
+
+def test_complex_parameters_are_equal_on_all_ranks(ranks: tuple[Found, Found, Found]) -> None:
+    """Their parts are shared out, noised, summed and put together again."""
+    first, second, alone = ranks
+    assert first["complex_noisy"]["parameters"].is_complex()
+    assert torch.equal(first["complex_noisy"]["parameters"], second["complex_noisy"]["parameters"])
+    assert not torch.allclose(first["complex_noisy"]["parameters"], alone["complex_noisy"]["parameters"])
 
 
 def test_ranks_move_along_one_release(ranks: tuple[Found, Found, Found]) -> None:

@@ -10,6 +10,7 @@ from lightning_dp.gradients.rules import (  # noqa: F401  (importing registers t
     attention,
     bag,
     bilinear,
+    complex_norm,
     conv,
     conv_transpose,
     linear,

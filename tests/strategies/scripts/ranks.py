@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_dp import BAMStrategy, LangevinStrategy, PosteriorCalibration
+from tests.gradients.complex_networks import Bend, Magnitude
 from tests.strategies.gan import GAN
 from tests.strategies.helpers import Tiny, dataset, flat, loader, strategy, trainer
 
@@ -34,6 +35,13 @@ class Kept(Tiny):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self.gradients.append(torch.cat([p.grad.flatten().clone() for p in self.parameters()]))
+
+
+class Turned(nn.Module):
+    """Complex features from real ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.complex(x, x.flip(-1))
 
 
 class Silent(Kept):
@@ -65,6 +73,13 @@ def run(module: Kept, data: Any, fit: dict[str, Any], *, rewind: Path | None = N
         "rank": private.global_rank,
         "bound": private.clipping.max_grad_norm,
     }
+
+
+def complex_net() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        layers = [nn.Linear(6, 7, dtype=torch.complex64), Bend(), nn.Linear(7, 5, dtype=torch.complex64), Magnitude()]
+        return nn.Sequential(Turned(), *layers, nn.Linear(5, 3))
 
 
 def run_gan(fit: dict[str, Any], **plugin: Any) -> dict[str, Any]:
@@ -116,6 +131,8 @@ def main(folder: Path, devices: int) -> None:
         ),
         "units": run(Kept(), loader(64, 8), two, unit=OWNERS, max_rows_per_unit=3, physical_batch_size=4, **exact),
         "cut": run(Kept(), usual, two, sampling="truncated_poisson", max_batch_size=17, **exact),
+        "complex": run(Kept(net=complex_net(), momentum=0.9), usual, two, physical_batch_size=3, **exact),
+        "complex_noisy": run(Kept(net=complex_net()), usual, one, eps=3),
         "bam": run(Kept(momentum=0.9), usual, two, radius=0.3, physical_batch_size=3, **exact),
         "sat": run(Kept(momentum=0.9), usual, two, radius=0.3, direction="previous", **exact),
         "sat_noisy": run(Kept(), usual, one, radius=0.3, direction="previous", noise_multiplier=1.0),
