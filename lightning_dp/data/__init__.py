@@ -7,6 +7,7 @@ from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
 from lightning_dp.data.card import DataCard
 from lightning_dp.data.digits import DigitsDataModule
 from lightning_dp.data.fashion_mnist import FashionMNISTDataModule
+from lightning_dp.data.kspace import KSpaceDataModule
 
 __all__ = (
     "ACTG175DataModule",
@@ -15,4 +16,5 @@ __all__ = (
     "DataCard",
     "DigitsDataModule",
     "FashionMNISTDataModule",
+    "KSpaceDataModule",
 )

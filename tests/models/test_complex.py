@@ -182,7 +182,7 @@ def test_layers_start_circular_and_keep_the_mean_square(layer: Callable[[], nn.M
     assert abs(float(weight.abs().square().mean()) - 1) < 7 / n**0.5
     assert abs(complex(weight.square().mean())) < 10 / n**0.5
     z = torch.randn(*shape, dtype=C64)
-    assert float(made(z).abs().square().mean()) == pytest.approx(1.0, rel=0.1)
+    assert float(made(z).detach().abs().square().mean()) == pytest.approx(1.0, rel=0.1)
 
 
 def test_a_standardised_weight_is_white_and_its_scale_does_not_matter() -> None:
@@ -230,7 +230,7 @@ def test_which_activations_commute_with_a_change_of_phase() -> None:
     torch.testing.assert_close(IGaussian()(z * turn), IGaussian()(z) * turn)
     for other in (Cardioid(), ConjugateMish(), SeparableMish()):
         assert float((other(z * turn) - other(z) * turn).abs().max()) > 0.1
-    assert bool((IGaussian()(z * 100).abs() <= 1).all())
+    assert bool((IGaussian()(z * 100).abs() <= 1 + 1e-9).all())
 
 
 def test_pooling_and_heads() -> None:
