@@ -16,6 +16,7 @@ from lightning_dp.accounting.calibration import (
     calibrate_to,
     eps_within,
 )
+from lightning_dp.accounting.complex_noise import NoiseConvention, per_part_noise_multiplier
 from lightning_dp.accounting.events import RELATION, Event, GaussianEvent, RandomizedResponseEvent, Relation
 from lightning_dp.accounting.ledger import LedgerEntry, PrivacyLedger
 from lightning_dp.accounting.meter import EpsilonMeter
@@ -67,6 +68,7 @@ __all__ = (
     "LinearSchedule",
     "MembershipBound",
     "MembershipRisk",
+    "NoiseConvention",
     "PLDAccountant",
     "PRVAccountant",
     "PrivacyLedger",
@@ -103,6 +105,7 @@ __all__ = (
     "laplace_gamma",
     "membership_bound",
     "noise_multiplier_against_reconstruction",
+    "per_part_noise_multiplier",
     "pieces",
     "privacy_spent",
     "reconstruction_bound",

@@ -1,4 +1,4 @@
-"""Magnetic resonance images by their signal equations: what a spin-echo sequence makes of grey matter, white matter and fluid."""
+"""Magnetic resonance images by their signal equations: what a sequence makes of grey matter, white matter and fluid."""
 
 from __future__ import annotations
 
@@ -57,8 +57,11 @@ class Sequence:
         """``PD (1 - e^(-TR/T1)) e^(-TE/T2)``, or with inversion ``PD (1 - 2 e^(-TI/T1) + e^(-TR/T1)) e^(-TE/T2)``.
 
         Args:
-            t1, t2, density: of the tissues, shapes that broadcast.
-            tr, te: factors on the sequence's own times.
+            t1: of the tissues, in ms; shapes broadcast.
+            t2: of the tissues, in ms.
+            density: of the tissues.
+            tr: factor on the sequence's own repetition time.
+            te: factor on its echo time.
         """
         recovered = torch.exp(-self.tr * tr / t1)
         start = 1 - recovered if self.ti is None else 1 - 2 * torch.exp(-self.ti / t1) + recovered
@@ -159,7 +162,8 @@ def acquire(images: Tensor, size: int, noise: Tensor, generator: torch.Generator
     centre = spectrum[..., top : top + size, left : left + size]
     power = centre.abs().square().mean((1, 2, 3), keepdim=True)
     parts = torch.randn(*centre.shape, 2, generator=generator)
-    return centre + torch.view_as_complex(parts) * (0.5 * power).sqrt() * noise.view(-1, 1, 1, 1)
+    noisy: Tensor = centre + torch.view_as_complex(parts) * (0.5 * power).sqrt() * noise.view(-1, 1, 1, 1)
+    return noisy
 
 
 def _smooth(n: int, channels: int, size: int, generator: torch.Generator) -> Tensor:
