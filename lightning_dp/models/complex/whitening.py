@@ -39,10 +39,11 @@ def apply_matrix(matrix: Tensor, z: Tensor) -> Tensor:
         matrix: ``(..., 2, 2)``.
         z: complex, of a shape that broadcasts with ``(...)``.
     """
-    real, imag = z.real, z.imag
-    return torch.complex(
-        matrix[..., 0, 0] * real + matrix[..., 0, 1] * imag, matrix[..., 1, 0] * real + matrix[..., 1, 1] * imag
-    )
+    # Any real map of the plane is z -> alpha z + beta conj(z).
+    sums, differences = matrix[..., 0, 0] + matrix[..., 1, 1], matrix[..., 0, 0] - matrix[..., 1, 1]
+    alpha = torch.complex(sums, matrix[..., 1, 0] - matrix[..., 0, 1]) / 2
+    beta = torch.complex(differences, matrix[..., 1, 0] + matrix[..., 0, 1]) / 2
+    return alpha * z + beta * z.conj()
 
 
 def whitened(z: Tensor, eps: float = 1e-5) -> Tensor:
