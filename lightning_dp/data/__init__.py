@@ -14,11 +14,7 @@ from lightning_dp.data.digits import DigitsDataModule
 from lightning_dp.data.emoji import EmojiImages, find_emoji, read_emoji
 from lightning_dp.data.emoji_categories import EmojiDataModule
 from lightning_dp.data.fashion_mnist import FashionMNISTDataModule
-from lightning_dp.data.food import FoodScenesDataModule, OktoberfestFoodDataModule
 from lightning_dp.data.kspace import KSpaceDataModule
-from lightning_dp.data.medmnist import MedMNISTDataModule
-from lightning_dp.data.region_mnist import RegionMNIST3DDataModule
-from lightning_dp.data.volumes import fit_volume
 
 __all__ = (
     "ACTG175DataModule",
@@ -36,14 +32,5 @@ __all__ = (
     "EmojiImages",
     "FaintFindings",
     "FashionMNISTDataModule",
-    "FoodScenesDataModule",
     "KSpaceDataModule",
-    "MedMNISTDataModule",
-    "OktoberfestFoodDataModule",
-    "PancreasResponse",
-    "RegionMNIST3DDataModule",
-    "ResponseModel",
-    "find_emoji",
-    "fit_volume",
-    "read_emoji",
 )

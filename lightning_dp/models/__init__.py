@@ -20,9 +20,6 @@ from lightning_dp.models.complex import (
     StandardisedComplexConv2d,
     TwoChannelCNN,
 )
-from lightning_dp.models.detection import AnchorFreeDetector
-from lightning_dp.models.losses import dice_cross_entropy, dice_loss, soft_dice
-from lightning_dp.models.mesh import MeshGNN
 from lightning_dp.models.mlp import GroupNormMLP, TanhMLP
 from lightning_dp.models.monet import RDDC, MoNet
 from lightning_dp.models.projection import ProjectedLinear, RandomProjection
@@ -41,10 +38,7 @@ from lightning_dp.models.wide_resnet import WideResNet
 from lightning_dp.models.zoo import register_with_timm
 
 __all__ = (
-    "ACSConv3d",
-    "AnchorFreeDetector",
     "Cardioid",
-    "ColourCNN",
     "ComplexAvgPool",
     "ComplexCNN",
     "ComplexConv1d",
@@ -54,44 +48,21 @@ __all__ = (
     "ComplexLinear",
     "ConjugateMish",
     "ConjugatePool",
-    "Crops",
-    "EncoderClassifier",
     "FlatLinear",
     "GroupNormMLP",
-    "GroupSearch",
     "IGaussian",
     "Magnitude",
-    "MeshGNN",
-    "MoNet",
     "ProjectedLinear",
     "RDDC",
     "RandomProjection",
     "RealPart",
-    "ResNet9",
-    "ResidualBlock",
-    "ScaleNorm",
     "ScatteringTransform",
     "SeparableMish",
-    "SliceEncoder",
-    "SliceNet",
-    "SmoothNet",
     "StandardisedComplexConv2d",
-    "StandardisedConv2d",
     "TanhMLP",
     "TemperedCNN",
     "TemperedSigmoid",
     "TwoChannelCNN",
-    "UNet",
-    "VolumeNet",
-    "WideResNet",
-    "add_scale_norm",
-    "chest_xray_resnet9",
-    "copy_encoder",
-    "dice_cross_entropy",
-    "dice_loss",
-    "foreground_box",
-    "hirescam",
-    "localise",
     "replace_batch_norm",
     "search_groups",
     "soft_dice",

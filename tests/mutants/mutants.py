@@ -1033,100 +1033,6 @@ REPORT_FAULTS = (
     ),
 )  # fmt: skip
 
-SEGMENTATION_FAULTS = (
-    _mutant(
-        "Dice is summed over the batch", "lightning_dp/models/losses.py",
-        "shared = (probabilities * masks).sum(2)",
-        "shared = (probabilities * masks).sum((0, 2)) + 0 * probabilities.sum(2)",
-        "tests/models/test_losses.py::test_a_samples_loss_is_its_own",
-    ),
-    _mutant(
-        "every slice is a patient", "lightning_dp/data/abdomen/module.py",
-        "owners = np.repeat(owners, self.shape[0])", "owners = np.arange(len(owners) * self.shape[0])",
-        "tests/data/test_abdomen.py::test_slices_of_a_patient_are_theirs",
-    ),
-    _mutant(
-        "two cohorts have the same patients", "lightning_dp/data/abdomen/module.py",
-        "first = cohort * COHORT_SIZE", "first = 0",
-        "tests/data/test_abdomen.py::test_no_patient_is_in_two_parts_or_cohorts",
-    ),
-    _mutant(
-        "a patient listed twice is two units", "lightning_dp/data/decathlon.py",
-        "if len({image.resolve() for image, _ in cases}) < len(cases):", "if False:",
-        "tests/data/test_decathlon.py::test_a_patient_listed_twice_is_refused",
-    ),
-)  # fmt: skip
-
-PICTURE_FAULTS: tuple[Mutant, ...] = (
-    _mutant(
-        "norms of the weight in use, not of the weight", "lightning_dp/gradients/rules/standardised.py",
-        "squares = row_squares(self.pulled_back(gradients))", "squares = row_squares(gradients)",
-        "tests/gradients/rules/test_computed_weights.py::test_standardised_convolutions_with_gains_agree",
-    ),
-    _mutant(
-        "standardisation rounds a unit to nothing", "lightning_dp/gradients/rules/standardised.py",
-        "return torch.maximum(torch.cat(norms), torch.cat(least))", "return torch.cat(norms)",
-        "tests/gradients/rules/test_computed_weights.py::test_what_standardisation_takes_away_does_not_round_a_unit_to_nothing",
-    ),
-    _mutant(
-        "gain of a standardised weight without its gradient", "lightning_dp/gradients/rules/standardised.py",
-        "used = (scale * normal).view_as(weight)", "used = normal.view_as(weight)",
-        "tests/gradients/rules/test_computed_weights.py::test_standardised_convolutions_with_gains_agree",
-    ),
-    _mutant(
-        "residual blocks share a norm", "lightning_dp/models/scale_norm.py",
-        "    _refuse_shared(model, found)\n", "",
-        "tests/models/test_scale_norm.py::test_refusals_change_nothing",
-    ),
-    _mutant(
-        "a picture on two sides of a split", "lightning_dp/data/emoji_categories.py",
-        "one, other = root(str(base)), root(", "one, other = str(base), (",
-        "tests/data/test_pictures.py::test_no_unit_and_no_picture_is_on_two_sides",
-        "tests/data/test_pictures.py::test_pictures_of_one_code_point_and_equal_pictures_are_one_unit",
-    ),
-    _mutant(
-        "views of test pictures", "lightning_dp/data/cifar.py",
-        'augment=self.augment and part == "train"', "augment=self.augment",
-        "tests/data/test_pictures.py::test_cifar_validation_is_held_out_and_only_training_is_moved",
-    ),
-    _mutant(
-        "an unpickler that runs code", "lightning_dp/data/cifar.py",
-        "return _ALLOWED[module, name]", "return super().find_class(module, name)",
-        "tests/data/test_pictures.py::test_a_pickle_that_runs_code_is_refused_before_it_does",
-    ),
-)  # fmt: skip
-
-DETECTION_LOSS = "lightning_dp/models/detection/loss.py"
-DETECTOR_TESTS = "tests/models/test_detection.py"
-DETECTION_TRAINING = "tests/tasks/test_detection.py::test_trains_privately_and_passes_the_self_check"
-DETECTION_FAULTS = (
-    # The self-check alone has to find this one: no other test of the loss is listed.
-    _mutant(
-        "a detector's loss is divided by the batch's number of objects", DETECTION_LOSS,
-        "(of_classes + box_weight * of_boxes) / expected_positives",
-        "(of_classes + box_weight * of_boxes) / positive.sum().clamp(min=1)",
-        DETECTION_TRAINING,
-    ),
-    _mutant(
-        "a detector's loss is divided by the batch's mean overlap", DETECTION_LOSS,
-        "(of_classes + box_weight * of_boxes) / expected_positives",
-        "(of_classes + box_weight * of_boxes / apart.mean().detach()) / expected_positives",
-        f"{DETECTOR_TESTS}::test_loss_of_an_image_does_not_depend_on_the_others",
-    ),
-    _mutant(
-        "a detector's layers normalise over the batch", "lightning_dp/models/detection/network.py",
-        "        nn.GroupNorm(groups, channels_out),\n", "        nn.BatchNorm2d(channels_out),\n",
-        DETECTION_TRAINING,
-        f"{DETECTOR_TESTS}::test_images_do_not_meet",
-    ),
-    _mutant(
-        "places for objects are as many as the images at hand need", "lightning_dp/models/detection/padding.py",
-        "    all_boxes = torch.zeros(len(boxes), max_boxes, 4)\n",
-        "    max_boxes = max(len(one) for one in boxes)\n    all_boxes = torch.zeros(len(boxes), max_boxes, 4)\n",
-        f"{DETECTOR_TESTS}::test_boxes_are_padded",
-    ),
-)  # fmt: skip
-
 COMPLEX = "tests/gradients/test_complex.py"
 COMPLEX_LOOP = f"{COMPLEX}::test_clipped_sum_is_that_of_a_plain_loop"
 COMPLEX_NOISE = f"{COMPLEX}::test_each_real_part_gets_the_full_noise"
@@ -1206,19 +1112,6 @@ COMPLEX_FAULTS = (
     ),
 )  # fmt: skip
 
-MESH_FAULTS: tuple[Mutant, ...] = (
-    _mutant(
-        "graph norm runs over all meshes of the batch", "lightning_dp/models/mesh.py",
-        "h = self.norms[number](h, batch.batch, batch.num_graphs)", "h = self.norms[number](h)",
-        "tests/models/test_mesh.py::test_a_mesh_does_not_see_its_neighbours_in_the_batch",
-    ),
-    _mutant(
-        "meshes of one person are taken for persons of their own", "lightning_dp/data/bodies/module.py",
-        'found[f"{part}/unit_id"] = owner[at].astype(np.int64)', 'found[f"{part}/unit_id"] = np.arange(len(at))',
-        "tests/data/bodies/test_module.py::test_meshes_of_one_subject_stay_in_one_part_as_one_unit",
-    ),
-)  # fmt: skip
-
 MUTANTS: tuple[Mutant, ...] = (
     *CLIPPING_FAULTS,
     *NOISE_FAULTS,
@@ -1233,11 +1126,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *NEURAL_FAULTS,
     *MONITOR_FAULTS,
     *REPORT_FAULTS,
-    *SEGMENTATION_FAULTS,
-    *PICTURE_FAULTS,
-    *DETECTION_FAULTS,
-    *COMPLEX_FAULTS,
-    *MESH_FAULTS,
-    *DETECTION_FAULTS,
     *COMPLEX_FAULTS,
 )
