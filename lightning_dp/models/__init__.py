@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_dp.models.mesh import MeshGNN
 from lightning_dp.models.mlp import GroupNormMLP, TanhMLP
 from lightning_dp.models.projection import ProjectedLinear, RandomProjection
 from lightning_dp.models.replace import replace_batch_norm
@@ -11,6 +12,7 @@ from lightning_dp.models.small import FlatLinear, TemperedCNN, TemperedSigmoid
 __all__ = (
     "FlatLinear",
     "GroupNormMLP",
+    "MeshGNN",
     "ProjectedLinear",
     "RandomProjection",
     "ScatteringTransform",

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from lightning_dp.tasks.classification import ClassificationTask
+from lightning_dp.tasks.regression import RegressionTask
 
-__all__ = ("ClassificationTask",)
+__all__ = ("ClassificationTask", "RegressionTask")
