@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_dp.data.actg175 import ACTG175DataModule
 from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
-from lightning_dp.data.body_fat import BodyFatDataModule
+from lightning_dp.data.bodies import BodyFatDataModule
 from lightning_dp.data.card import DataCard
 from lightning_dp.data.digits import DigitsDataModule
 from lightning_dp.data.fashion_mnist import FashionMNISTDataModule

@@ -54,7 +54,7 @@ class MeshGNN(nn.Module):
             raise PrivacyConfigError(f"layers={layers}: a graph network has at least one graph layer.")
         gnn = require("torch_geometric.nn", "graphs", "MeshGNN")
         kinds = {"sage": gnn.SAGEConv, "gcn": gnn.GCNConv, "gat": gnn.GATConv}
-        norms = {"none": lambda: None, "layer": lambda: nn.LayerNorm(hidden), "graph": lambda: gnn.GraphNorm(hidden)}
+        norms: dict[str, Any] = {"none": None, "layer": nn.LayerNorm, "graph": gnn.GraphNorm}
         for name, value, known in (("conv", conv, kinds), ("norm", norm, norms)):
             if value not in known:
                 raise PrivacyConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}.")
@@ -62,8 +62,7 @@ class MeshGNN(nn.Module):
         self.in_features = in_features
         self.norm = norm
         self.convs = nn.ModuleList(kinds[conv](a, b) for a, b in zip(widths, widths[1:], strict=False))
-        made = [norms[norm]() for _ in range(layers)]
-        self.norms = nn.ModuleList([one for one in made if one is not None])
+        self.norms = nn.ModuleList([] if norm == "none" else [norms[norm](hidden) for _ in range(layers)])
         self.mean, self.max = gnn.MeanAggregation(), gnn.MaxAggregation()
         self.head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
@@ -78,7 +77,7 @@ class MeshGNN(nn.Module):
         if not edges.numel():
             raise PrivacyConfigError(
                 "the meshes have no edges, so that vertices cannot exchange anything: build edge_index from the triangles "
-                "(lightning_dp.data.surfaces.edges_of)."
+                "(lightning_dp.data.bodies.surfaces.edges_of)."
             )
         for number, conv in enumerate(self.convs):
             h = conv(h, edges)

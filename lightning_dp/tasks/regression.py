@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,6 +14,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.regression import MeanAbsoluteError, PearsonCorrCoef, R2Score
 
 from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.tasks.optimisation import Optimisation, OptimizerName, ScheduleName
 
 __all__ = ("RegressionTask",)
 
@@ -34,7 +36,7 @@ class RegressionTask(LightningModule):
         lr: Learning rate (peak, if scheduled).
         momentum: Momentum of SGD, or beta1 of Adam.
         optimizer: ``"sgd"`` or ``"adam"``.
-        lr_schedule: ``"constant"``, or ``"cosine"`` from ``lr`` to 0 over the planned steps.
+        lr_schedule: a name of :class:`~lightning_dp.tasks.optimisation.Optimisation`.
 
     Logs:
         ``val/r2_<target>``, ``val/mae_<target>``, ``val/pearson_<target>``, and the same for ``test``: once an epoch, over all
@@ -45,6 +47,9 @@ class RegressionTask(LightningModule):
             another shape than the predictions, which would otherwise be broadcast.
     """
 
+    centre: Tensor
+    scale: Tensor
+
     def __init__(
         self,
         network: nn.Module,
@@ -53,8 +58,8 @@ class RegressionTask(LightningModule):
         scale: Sequence[float] = (1.0,),
         lr: float = 1e-3,
         momentum: float = 0.9,
-        optimizer: Literal["sgd", "adam"] = "adam",
-        lr_schedule: Literal["constant", "cosine"] = "constant",
+        optimizer: OptimizerName = "adam",
+        lr_schedule: ScheduleName = "constant",
     ) -> None:
         super().__init__()
         if not len(targets) == len(centre) == len(scale) or any(value <= 0 for value in scale):
@@ -62,16 +67,11 @@ class RegressionTask(LightningModule):
                 f"targets {tuple(targets)} with centre {tuple(centre)} and scale {tuple(scale)}: give each target one public "
                 "centre and one public positive scale."
             )
-        if optimizer not in ("sgd", "adam"):
-            raise PrivacyConfigError(f"optimizer={optimizer!r} is unknown; choose 'sgd' or 'adam'.")
-        if lr_schedule not in ("constant", "cosine"):
-            raise PrivacyConfigError(f"lr_schedule={lr_schedule!r} is unknown; choose 'constant' or 'cosine'.")
         self.save_hyperparameters(ignore=["network"])
         self.network, self.targets = network, tuple(targets)
         self.register_buffer("centre", torch.tensor(tuple(centre), dtype=torch.float32), persistent=False)
         self.register_buffer("scale", torch.tensor(tuple(scale), dtype=torch.float32), persistent=False)
-        self.lr, self.momentum = lr, momentum
-        self.optimizer_name, self.lr_schedule = optimizer, lr_schedule
+        self.optimisation = Optimisation(lr, momentum, optimizer, lr_schedule)
         self.val_metrics, self.test_metrics = _metrics(len(targets)), _metrics(len(targets))
 
     def forward(self, inputs: Any) -> Tensor:
@@ -121,26 +121,17 @@ class RegressionTask(LightningModule):
         return predictions
 
     def _log(self, metrics: MetricCollection, part: str) -> None:
-        for name, metric in metrics.items():
-            if name == "mae" or int(metrics["r2"].total) > 1:  # the others are undefined for one sample
-                values = torch.atleast_1d(metric.compute())
-                for target, value in zip(self.targets, values, strict=True):
-                    self.log(f"{part}/{name}_{target}", value, prog_bar=name == "r2")
+        found = {"mae": metrics["mae"].compute()}
+        with suppress(ValueError):  # of R2, for fewer than two samples on all processes together
+            found |= {"r2": metrics["r2"].compute(), "pearson": metrics["pearson"].compute()}
+        for name, values in found.items():
+            for target, value in zip(self.targets, values.reshape(-1), strict=True):
+                self.log(f"{part}/{name}_{target}", value, prog_bar=name == "r2")
         metrics.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, with a schedule stepped after every logical step if one was asked for."""
-        optimizer: torch.optim.Optimizer
-        if self.optimizer_name == "sgd":
-            optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum)
-        else:
-            optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, betas=(self.momentum, 0.999))
-        if self.lr_schedule == "constant":
-            return optimizer
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, T_max=int(self.trainer.estimated_stepping_batches)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.optimisation.of(self)
 
 
 def _metrics(count: int) -> MetricCollection:

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from lightning_dp.data.bodies.surfaces import open_edges, signed_volume
 from lightning_dp.data.cache import progress
-from lightning_dp.data.surfaces import open_edges, signed_volume
 
 __all__ = (
     "CORRELATIONS",

@@ -2,107 +2,35 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
-from lightning_dp.data.bodies import TARGETS, BodyModel, ellipsoid_bodies, simulate
+from lightning_dp.data.bodies.folder import read_folder
+from lightning_dp.data.bodies.graphs import FEATURES, MeshDataset
+from lightning_dp.data.bodies.simulation import TARGETS, BodyModel, ellipsoid_bodies, simulate
+from lightning_dp.data.bodies.surfaces import Surface, cluster_vertices, collapse, decimate, kabsch
 from lightning_dp.data.cache import generate_once
 from lightning_dp.data.card import DataCard
-from lightning_dp.data.mesh_files import MESH_SUFFIXES, read_mesh
 from lightning_dp.data.splits import stratified_split
-from lightning_dp.data.surfaces import (
-    Surface,
-    cluster_vertices,
-    collapse,
-    decimate,
-    edges_of,
-    kabsch,
-    open_edges,
-    vertex_normals,
-)
 from lightning_dp.errors import PrivacyConfigError
 from lightning_dp.optional import require
 
-__all__ = ("BodyFatDataModule", "MeshDataset")
+__all__ = ("BodyFatDataModule",)
 
-#: Public lengths that bring coordinates to about 1: half a body's height, and a common deviation from the template, in metres.
-BODY_SCALE, RESIDUAL_SCALE = 0.5, 0.05
 VERSION = 1  # of the simulated data: raised when their equations change
-
-
-class MeshDataset(ArrayDataset):
-    """Meshes as torch-geometric graphs, one mesh a sample.
-
-    Args:
-        columns: Numbers of the meshes, and their targets ``(n, t)``.
-        unit_id: The owner of each mesh, or None.
-        meshes: All meshes.
-        features: Features of vertices, see :class:`BodyFatDataModule`.
-        template: The public template, for residuals.
-
-    Shape:
-        A sample is a ``Data`` with ``x`` ``(V, d)``, ``edge_index`` ``(2, E)`` and ``y`` ``(1, t)``.
-    """
-
-    def __init__(
-        self,
-        columns: list[NDArray[Any]],
-        unit_id: NDArray[np.int64] | None,
-        meshes: list[Surface],
-        features: tuple[str, ...],
-        template: NDArray[np.float64] | None,
-    ) -> None:
-        super().__init__(columns, unit_id)
-        data = require("torch_geometric.data", "graphs", "BodyFatDataModule").Data
-        edges: dict[int, torch.Tensor] = {}  # meshes of one topology share them
-        self.graphs: list[Any] = []
-        for number, target in zip(columns[0], self.columns[1], strict=True):
-            mesh = meshes[int(number)]
-            key = id(mesh.faces)
-            if key not in edges:
-                edges[key] = torch.from_numpy(edges_of(mesh.faces))
-            x = torch.from_numpy(vertex_features(mesh, features, template).astype(np.float32))
-            self.graphs.append(data(x=x, edge_index=edges[key], y=target[None]))
-
-    def __getitem__(self, index: int) -> Any:
-        return self.graphs[index]
-
-
-def vertex_features(
-    mesh: Surface, features: tuple[str, ...], template: NDArray[np.float64] | None
-) -> NDArray[np.floating[Any]]:
-    """Features of the vertices, ``(V, d)``: each is a function of this mesh and of public constants alone."""
-    found = []
-    for name in features:
-        if name == "position":
-            found.append(mesh.vertices / BODY_SCALE)
-        elif name == "residual":
-            if template is None or template.shape != mesh.vertices.shape:
-                raise PrivacyConfigError(
-                    "the feature 'residual' needs a template with the vertices of every mesh: put template.ply (.off, .obj), "
-                    "a body that may be public, beside the meshes, or leave the feature out."
-                )
-            found.append((mesh.vertices - template) / RESIDUAL_SCALE)
-        elif name == "normal":
-            found.append(vertex_normals(mesh.vertices, mesh.faces))
-        else:  # degree; six is that of a regular triangulation
-            found.append(np.bincount(edges_of(mesh.faces)[0], minlength=len(mesh.vertices))[:, None] / 6)
-    return np.concatenate(found, axis=1)
 
 
 class BodyFatDataModule(ArrayDataModule):
     """Surfaces of bodies and their visceral (VAT) and abdominal subcutaneous (ASAT) fat in litres; one mesh, one unit.
 
-    Without ``root`` the bodies are simulated, see :mod:`lightning_dp.data.bodies` for the equations and for the R2 that
-    cannot be passed: a stand-in for whole-body imaging of a cohort, made once and kept. The same seed gives the same bodies.
+    Without ``root`` the bodies are simulated, see :mod:`lightning_dp.data.bodies.simulation` for the equations and for the
+    R2 that cannot be passed: a stand-in for whole-body imaging of a cohort, made once and kept. The same seed gives the same bodies.
 
     With ``root`` they are read: a folder of ``.ply``, ``.off`` or ``.obj`` files in metres, and ``targets.csv`` with a
     column ``mesh`` (a file name), a column for each target, and optionally ``subject``, whose meshes then stay in one
@@ -141,7 +69,7 @@ class BodyFatDataModule(ArrayDataModule):
         n=6000,
         real=False,
         unit="one body surface",
-        source="lightning_dp.data.bodies on the shapes of the anny package, or on ellipsoids",
+        source="lightning_dp.data.bodies.simulation on the shapes of the anny package, or on ellipsoids",
     )
     columns = ("mesh", "targets")
 
@@ -162,9 +90,8 @@ class BodyFatDataModule(ArrayDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, has_validation=n_val > 0)
-        known = {"position": 3, "residual": 3, "normal": 3, "degree": 1}
-        if not features or not set(features) <= set(known):
-            raise PrivacyConfigError(f"features={tuple(features)}: choose from {', '.join(known)}.")
+        if not features or not set(features) <= set(FEATURES):
+            raise PrivacyConfigError(f"features={tuple(features)}: choose from {', '.join(FEATURES)}.")
         if bodies not in ("anny", "ellipsoid"):
             raise PrivacyConfigError(f"bodies={bodies!r} is unknown; choose 'anny' or 'ellipsoid'.")
         if not 0 < level <= 100:
@@ -176,7 +103,7 @@ class BodyFatDataModule(ArrayDataModule):
         self.bodies, self.root, self.level, self.seed = bodies, root, float(level), seed
         self.features, self.targets, self.allow_holes = tuple(features), tuple(targets), allow_holes
         self.sizes = {"train": n_train, "val": n_val, "test": n_test}
-        self.in_features = sum(known[name] for name in features)
+        self.in_features = sum(FEATURES[name] for name in features)
         self.meshes: list[Surface] = []
         self.template: NDArray[np.float64] | None = None
 
@@ -196,7 +123,7 @@ class BodyFatDataModule(ArrayDataModule):
     def _body_model(self) -> BodyModel:
         if self.bodies == "ellipsoid":
             return ellipsoid_bodies()
-        from lightning_dp.data.anny_bodies import anny_bodies
+        from lightning_dp.data.bodies.anny_model import anny_bodies
 
         return anny_bodies()
 
@@ -218,52 +145,19 @@ class BodyFatDataModule(ArrayDataModule):
         return found
 
     def _read(self, root: Path) -> Mapping[str, NDArray[Any]]:
-        names, targets, subjects = read_targets(root, self.targets)
-        template = next((root / f"template{end}" for end in MESH_SUFFIXES if (root / f"template{end}").is_file()), None)
-        share = self.level / 100
-        labels: NDArray[np.int64] | None = None
-        if template is not None:
-            surface = read_mesh(template)
-            labels = cluster_vertices(surface.vertices, share)
-            full = surface.vertices - surface.vertices.mean(0)
-            self.template = collapse(full, labels)
-        self.meshes = []
-        for name in names:
-            mesh = read_mesh(root / name).without_degenerate()
-            gaps = len(open_edges(mesh.faces))
-            if gaps and not self.allow_holes:
-                raise PrivacyConfigError(
-                    f"{root / name} has holes ({gaps} open edges), so that the surface encloses no volume: close them in the "
-                    "program that made the mesh, or take it as it is with allow_holes=True."
-                )
-            try:
-                self.meshes.append(self._placed(mesh, share, labels))
-            except PrivacyConfigError as error:
-                raise PrivacyConfigError(f"{root / name}: {error}") from error
-        owners = np.unique(subjects)
+        folder = read_folder(root, self.targets, self.level / 100, self.allow_holes)
+        self.meshes, self.template = folder.meshes, folder.template
+        owners, owner = np.unique(folder.subjects, return_inverse=True)
         kept, test = stratified_split(np.zeros(len(owners), dtype=np.int64), self.sizes["test"], self.seed)
         rest, val = stratified_split(np.zeros(len(kept), dtype=np.int64), self.sizes["val"], self.seed + 1)
         found: dict[str, NDArray[Any]] = {}
         for part, chosen in (("train", kept[rest]), ("val", kept[val]), ("test", test)):
             if len(chosen):
-                at = np.flatnonzero(np.isin(subjects, owners[chosen]))
-                found[f"{part}/mesh"], found[f"{part}/targets"] = at, targets[at]
-                if len(owners) < len(subjects):
-                    found[f"{part}/unit_id"] = np.searchsorted(owners, subjects[at])
+                at = np.flatnonzero(np.isin(owner, chosen))
+                found[f"{part}/mesh"], found[f"{part}/targets"] = at, folder.targets[at]
+                if len(owners) < len(owner):
+                    found[f"{part}/unit_id"] = owner[at].astype(np.int64)
         return found
-
-    def _placed(self, mesh: Surface, share: float, labels: NDArray[np.int64] | None) -> Surface:
-        if labels is None or self.template is None:
-            mesh = decimate(mesh, share)
-            return Surface(mesh.vertices - mesh.vertices.mean(0), mesh.faces)
-        if len(mesh.vertices) != len(labels):
-            raise PrivacyConfigError(
-                f"{len(mesh.vertices)} vertices, and the template has {len(labels)}: register the meshes to the template, or "
-                "take the template away, so that meshes are centred and not turned."
-            )
-        faces = labels[mesh.faces]
-        reduced = Surface(collapse(mesh.vertices, labels), faces).without_degenerate()
-        return Surface(kabsch(reduced.vertices, self.template), reduced.faces)
 
     def dataset(self, part: str, columns: list[NDArray[Any]], unit_id: NDArray[np.int64] | None) -> ArrayDataset:
         """The graphs of one part."""
@@ -280,30 +174,3 @@ class BodyFatDataModule(ArrayDataModule):
         loader = require("torch_geometric.loader", "graphs", "BodyFatDataModule").DataLoader
         made: DataLoader[Any] = loader(self._sets[part], size, shuffle=shuffle, num_workers=self.num_workers)
         return made
-
-
-def read_targets(root: Path, targets: tuple[str, ...]) -> tuple[list[str], NDArray[np.float32], NDArray[Any]]:
-    """File names, targets ``(n, t)`` and subjects of ``targets.csv``.
-
-    Raises:
-        PrivacyConfigError: The file, a column, a value or a mesh is missing.
-    """
-    path = root / "targets.csv"
-    if not path.is_file():
-        raise PrivacyConfigError(f"{path} is missing: a table with the columns mesh, {', '.join(targets)}.")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    missing = {"mesh", *targets} - set(rows[0] if rows else ())
-    if missing:
-        raise PrivacyConfigError(f"{path} has no column {', '.join(sorted(missing))}, or no rows.")
-    names = [row["mesh"] for row in rows]
-    for name in names:
-        if not (root / name).is_file():
-            raise PrivacyConfigError(f"{path} names the mesh {name}, which is not in {root}.")
-    try:
-        values = np.asarray([[float(row[target]) for target in targets] for row in rows], dtype=np.float32)
-    except ValueError as error:
-        raise PrivacyConfigError(f"{path} holds a target that is no number ({error}): leave that row out.") from error
-    if not np.isfinite(values).all():
-        raise PrivacyConfigError(f"{path} holds a target that is not finite: leave that row out.")
-    return names, values, np.asarray([row.get("subject") or row["mesh"] for row in rows])

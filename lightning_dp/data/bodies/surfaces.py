@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ __all__ = (
     "vertex_normals",
 )
 
-Floats = NDArray[np.floating[Any]]
+Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
@@ -196,12 +195,13 @@ def cluster_vertices(vertices: Floats, share: float) -> Ints:
             low = size
         else:
             high = size
-    labels = np.unique(_cells(vertices, high), axis=0, return_inverse=True)[1]
-    return labels.reshape(-1).astype(np.int64)
+    labels: Ints = np.unique(_cells(vertices, high), axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return labels
 
 
 def _cells(vertices: Floats, size: float) -> Ints:
-    return np.floor((vertices - vertices.min(0)) / size).astype(np.int64)
+    cells: Ints = np.floor((vertices - vertices.min(0)) / size).astype(np.int64)
+    return cells
 
 
 def collapse(vertices: Floats, labels: Ints) -> Floats:

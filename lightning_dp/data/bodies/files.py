@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_dp.data.surfaces import Surface
+from lightning_dp.data.bodies.surfaces import Surface
 from lightning_dp.errors import PrivacyConfigError
 
 __all__ = ("MESH_SUFFIXES", "read_mesh")
@@ -81,7 +81,8 @@ def _read_ply(content: bytes) -> tuple[Any, list[list[int]]]:
     if not head.startswith(b"ply") or not found:
         raise ValueError("it has no PLY header")
     body = body[body.index(b"\n") + 1 :]
-    form, elements = "", []  # (name, count, [(property, item type, count type or None)])
+    form = ""
+    elements: list[tuple[str, int, list[tuple[str, str, str | None]]]] = []  # properties: name, type, type of the count
     for row in (line.split() for line in head.decode("ascii", "replace").splitlines()):
         if row[:1] == ["format"]:
             form = row[1]

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_dp.data.bodies import BodyModel, Parameters
+from lightning_dp.data.bodies.simulation import BodyModel, Parameters
+from lightning_dp.data.bodies.surfaces import edges_of
 from lightning_dp.data.cache import cache_folder
-from lightning_dp.data.surfaces import edges_of
 from lightning_dp.optional import require
 
 __all__ = ("anny_bodies",)
@@ -44,7 +44,8 @@ def anny_bodies() -> BodyModel:
             "gender": 1 - tensors["male"],
             "age": 2 / 3 + (tensors["age"] - 25) / 65 / 3,  # 2/3: young adult; 1: old
             "height": 0.5 + 0.06 * tensors["height"],  # a standard deviation is 6 cm
-            **{name: tensors[name] for name in ("muscle", "weight", "proportions")},
+            "muscle": 0.3 + 0.6 * tensors["muscle"],  # without it, a heavy body is several times the median
+            **{name: tensors[name] for name in ("weight", "proportions")},
         }
         local = {
             "stomach-pregnant-incr": 0.6 * tensors["central"],
