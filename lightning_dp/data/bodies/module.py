@@ -30,7 +30,8 @@ class BodyFatDataModule(ArrayDataModule):
     """Surfaces of bodies and their visceral (VAT) and abdominal subcutaneous (ASAT) fat in litres; one mesh, one unit.
 
     Without ``root`` the bodies are simulated, see :mod:`lightning_dp.data.bodies.simulation` for the equations and for the
-    R2 that cannot be passed: a stand-in for whole-body imaging of a cohort, made once and kept. The same seed gives the same bodies.
+    R2 that cannot be passed: a stand-in for whole-body imaging of a cohort, made once and kept. The same seed gives the same
+    bodies.
 
     With ``root`` they are read: a folder of ``.ply``, ``.off`` or ``.obj`` files in metres, and ``targets.csv`` with a
     column ``mesh`` (a file name), a column for each target, and optionally ``subject``, whose meshes then stay in one
