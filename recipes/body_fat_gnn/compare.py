@@ -67,7 +67,13 @@ def over_seeds(name: str, seeds: list[int], part: str, overrides: list[str]) -> 
     values = list(zip(*(run[0] for run in runs), strict=True))
     shown = [f"{statistics.mean(v):.3f} +- {statistics.stdev(v) if len(v) > 1 else 0:.3f}" for v in values]
     seconds = [run[1] for run in runs]
-    row = [name, *shown, f"{runs[0][2]:,}", f"{max(run[3] for run in runs):.3f}", f"{min(seconds):.0f} to {max(seconds):.0f} s"]
+    row = [
+        name,
+        *shown,
+        f"{runs[0][2]:,}",
+        f"{max(run[3] for run in runs):.3f}",
+        f"{min(seconds):.0f} to {max(seconds):.0f} s",
+    ]
     print("| " + " | ".join(row) + " |", flush=True)
     return [run[0] for run in runs]
 
@@ -89,7 +95,9 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in found) + " | | | |", flush=True)
     variants: dict[str, list[str]] = {"": []}
     if arguments.grid:
-        variants = {f", {conv}": [f"--model.init_args.network.init_args.conv={conv}"] for conv in ("sage", "gcn", "gat")}
+        variants = {
+            f", {conv}": [f"--model.init_args.network.init_args.conv={conv}"] for conv in ("sage", "gcn", "gat")
+        }
         variants |= {f", {level} %": [f"--data.init_args.level={level}"] for level in (1, 5)}
     for name, settings in variants.items():
         if arguments.only != "private":

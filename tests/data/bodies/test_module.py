@@ -75,7 +75,9 @@ def test_parameters_follow_their_copula() -> None:
 
 
 def test_volumes_add_up_to_the_fat_and_the_share_has_its_spread() -> None:
-    parameters = {name: np.repeat(value, 50_000) for name, value in draw_parameters(1, np.random.default_rng(1)).items()}
+    parameters = {
+        name: np.repeat(value, 50_000) for name, value in draw_parameters(1, np.random.default_rng(1)).items()
+    }
     fat = np.full(50_000, 7.0)
     volumes = fat_volumes(fat, parameters, np.random.default_rng(2))
     assert volumes.sum(1) == pytest.approx(7)

@@ -124,7 +124,9 @@ def test_decimation_keeps_the_share_and_the_surface_closed(share: float) -> None
     assert set(range(len(small.vertices))) == set(cluster_vertices(one.vertices, share))
     volume = signed_volume(one.vertices, one.faces)
     assert signed_volume(small.vertices, small.faces) == pytest.approx(volume, rel=1e-9 if share == 1 else 0.5)
-    assert signed_volume(small.vertices, small.faces) <= volume * (1 + 1e-9)  # a mean of points lies inside a convex body
+    assert signed_volume(small.vertices, small.faces) <= volume * (
+        1 + 1e-9
+    )  # a mean of points lies inside a convex body
 
 
 def test_collapse_takes_means() -> None:
