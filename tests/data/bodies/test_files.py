@@ -32,8 +32,8 @@ def obj() -> str:
 
 def ply(form: str) -> bytes:
     head = (
-        f"ply\nformat {form} 1.0\ncomment made by hand\nelement vertex 8\nproperty float x\nproperty float y\nproperty float z\n"
-        "property uchar red\nelement face 6\nproperty list uchar int vertex_indices\nend_header\n"
+        f"ply\nformat {form} 1.0\ncomment made by hand\nelement vertex 8\nproperty float x\nproperty float y\n"
+        "property float z\nproperty uchar red\nelement face 6\nproperty list uchar int vertex_indices\nend_header\n"
     ).encode()
     if form == "ascii":
         rows = [" ".join(map(str, corner)) + " 255" for corner in CORNERS]
