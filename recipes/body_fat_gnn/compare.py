@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -63,7 +64,10 @@ def train(seed: int, part: str, overrides: list[str]) -> tuple[list[float], floa
 
 def over_seeds(name: str, seeds: list[int], part: str, overrides: list[str]) -> list[list[float]]:
     """Train with every seed and print the row."""
-    runs = [train(seed, part, overrides) for seed in seeds]
+    runs = []
+    for seed in seeds:
+        runs.append(train(seed, part, overrides))
+        print(f"{name}, seed {seed}: R2 {runs[-1][0][0]:.3f}, {runs[-1][0][1]:.3f}", file=sys.stderr, flush=True)
     values = list(zip(*(run[0] for run in runs), strict=True))
     shown = [f"{statistics.mean(v):.3f} +- {statistics.stdev(v) if len(v) > 1 else 0:.3f}" for v in values]
     seconds = [run[1] for run in runs]
