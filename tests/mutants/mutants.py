@@ -1033,6 +1033,19 @@ REPORT_FAULTS = (
     ),
 )  # fmt: skip
 
+MESH_FAULTS: tuple[Mutant, ...] = (
+    _mutant(
+        "graph norm runs over all meshes of the batch", "lightning_dp/models/mesh.py",
+        "h = self.norms[number](h, batch.batch, batch.num_graphs)", "h = self.norms[number](h)",
+        "tests/models/test_mesh.py::test_a_mesh_does_not_see_its_neighbours_in_the_batch",
+    ),
+    _mutant(
+        "meshes of one person are taken for persons of their own", "lightning_dp/data/bodies/module.py",
+        'found[f"{part}/unit_id"] = owner[at].astype(np.int64)', 'found[f"{part}/unit_id"] = np.arange(len(at))',
+        "tests/data/bodies/test_module.py::test_meshes_of_one_subject_stay_in_one_part_as_one_unit",
+    ),
+)  # fmt: skip
+
 MUTANTS: tuple[Mutant, ...] = (
     *CLIPPING_FAULTS,
     *NOISE_FAULTS,
@@ -1047,4 +1060,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *NEURAL_FAULTS,
     *MONITOR_FAULTS,
     *REPORT_FAULTS,
+    *MESH_FAULTS,
 )
