@@ -2,24 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_dp.models.complex import (
-    Cardioid,
-    ComplexAvgPool,
-    ComplexCNN,
-    ComplexConv1d,
-    ComplexConv2d,
-    ComplexGroupNorm,
-    ComplexLayerNorm,
-    ComplexLinear,
-    ConjugateMish,
-    ConjugatePool,
-    IGaussian,
-    Magnitude,
-    RealPart,
-    SeparableMish,
-    StandardisedComplexConv2d,
-    TwoChannelCNN,
-)
+from lightning_dp.models.mesh import MeshGNN
 from lightning_dp.models.mlp import GroupNormMLP, TanhMLP
 from lightning_dp.models.monet import RDDC, MoNet
 from lightning_dp.models.projection import ProjectedLinear, RandomProjection
@@ -54,10 +37,7 @@ __all__ = (
     "EncoderClassifier",
     "FlatLinear",
     "GroupNormMLP",
-    "GroupSearch",
-    "IGaussian",
-    "Magnitude",
-    "MoNet",
+    "MeshGNN",
     "ProjectedLinear",
     "RDDC",
     "RandomProjection",
