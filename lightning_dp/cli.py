@@ -4,6 +4,7 @@
 lightning-dp fit --config recipes/<name>/config.yaml
 lightning-dp fit --config recipes/<name>/config.yaml --trainer.strategy.eps 4
 lightning-dp inspect --config recipes/<name>/config.yaml
+lightning-dp recipes ls
 ```
 
 In YAML, `class_path: DPStrategy` is enough; a class outside this package is named by its full path, as usual.
@@ -28,6 +29,7 @@ import lightning_dp.data
 import lightning_dp.models
 import lightning_dp.strategies
 import lightning_dp.tasks
+from lightning_dp import recipes
 from lightning_dp.inspection import inspect
 
 __all__ = ("InspectingTrainer", "PrivateCLI", "command_line", "main")
@@ -114,7 +116,7 @@ class PrivateCLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run `lightning-dp fit|validate|test|predict|inspect`.
+    """Run `lightning-dp fit|validate|test|predict|inspect`, or `lightning-dp recipes`, which needs no extra.
 
     Args:
         args: The words after `lightning-dp`. None reads them from the command line.
@@ -122,6 +124,10 @@ def main(args: list[str] | None = None) -> None:
     Raises:
         SystemExit: With a message, when the parser is not installed or does not accept the arguments.
     """
+    words = sys.argv[1:] if args is None else args
+    if words[:1] == ["recipes"]:
+        recipes.main(words[1:])
+        return
     if any(find_spec(module) is None for module in ("jsonargparse", "docstring_parser")):
         raise SystemExit(
             "lightning-dp: the command line needs a parser that the core install leaves out. "
@@ -146,7 +152,10 @@ def command_line(args: list[str] | None = None, run: bool = True) -> PrivateCLI:
         # A second run into the same folder replaces its copy of the configuration instead of failing.
         save_config_callback=SaveConfigBesideLogs,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"version": version("lightning-dp")},
+        parser_kwargs={
+            "version": version("lightning-dp"),
+            "description": "Private training from the command line. `lightning-dp recipes ls` lists worked examples.",
+        },
         args=args,
         run=run,
     )

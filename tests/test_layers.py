@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "report": {"accounting"},
     "callbacks": {"accounting", "metrics", "posterior", "report", "_compat"},
     "inspection": {"gradients", "strategies"},
-    "cli": CORE | PLUGINS | {"_compat", "inspection"},
+    "recipes": set(),
+    "cli": CORE | PLUGINS | {"_compat", "inspection", "recipes"},
     "__init__": CORE | PLUGINS | {"inspection"},
 }
 
