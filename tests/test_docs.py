@@ -69,7 +69,7 @@ def test_shown_command_exists(path: Path, line: str) -> None:
     for target in re.findall(r"^make ([a-z-]+)", line):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no make target {target}"
     for command in re.findall(r"^lightning-dp (\w+)", line):
-        assert command in {"fit", "validate", "test", "predict", "inspect"}
+        assert command in {"fit", "validate", "test", "predict", "inspect", "recipes"}
     for config in re.findall(r"--config (recipes/[\w/.-]+)", line):
         assert (ROOT / config).is_file()
 
