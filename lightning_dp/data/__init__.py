@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_dp.data.actg175 import ACTG175DataModule
 from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
 from lightning_dp.data.card import DataCard
+from lightning_dp.data.chest_xray import ChestXRayDataModule, ChestXRayFolderDataModule, FaintFindings
 from lightning_dp.data.digits import DigitsDataModule
 from lightning_dp.data.fashion_mnist import FashionMNISTDataModule
 
@@ -12,7 +13,10 @@ __all__ = (
     "ACTG175DataModule",
     "ArrayDataModule",
     "ArrayDataset",
+    "ChestXRayDataModule",
+    "ChestXRayFolderDataModule",
     "DataCard",
     "DigitsDataModule",
+    "FaintFindings",
     "FashionMNISTDataModule",
 )
