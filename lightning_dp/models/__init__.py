@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_dp.models.mlp import GroupNormMLP, TanhMLP
 from lightning_dp.models.projection import ProjectedLinear, RandomProjection
 from lightning_dp.models.replace import replace_batch_norm
+from lightning_dp.models.resnet9_cxr import chest_xray_resnet9
 from lightning_dp.models.scattering import ScatteringTransform
 from lightning_dp.models.small import FlatLinear, TemperedCNN, TemperedSigmoid
 
@@ -17,5 +18,6 @@ __all__ = (
     "TanhMLP",
     "TemperedCNN",
     "TemperedSigmoid",
+    "chest_xray_resnet9",
     "replace_batch_norm",
 )

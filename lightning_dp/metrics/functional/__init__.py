@@ -17,6 +17,7 @@ from lightning_dp.metrics.functional.calibration import (
     calibration_result,
     calibration_zeros,
 )
+from lightning_dp.metrics.functional.compare_auroc import AUROCComparison, compare_auroc
 from lightning_dp.metrics.functional.fairness import (
     FairnessCounts,
     fairness,
@@ -42,6 +43,7 @@ from lightning_dp.metrics.functional.selective import (
 )
 
 __all__ = (
+    "AUROCComparison",
     "Abstention",
     "CalibrationCounts",
     "FairnessCounts",
@@ -56,6 +58,7 @@ __all__ = (
     "calibration_counts",
     "calibration_result",
     "calibration_zeros",
+    "compare_auroc",
     "ensemble_ambiguity",
     "fairness",
     "fairness_counts",

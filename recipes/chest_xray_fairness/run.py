@@ -1,0 +1,218 @@
+"""Does a private chest-X-ray model treat the sexes differently, and does the monitor find the gap that was planted?
+
+    python recipes/chest_xray_fairness/run.py
+    python recipes/chest_xray_fairness/run.py --seeds 0 --eps 8 --figures figures
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from numpy.typing import NDArray
+from scipy.stats import pearsonr
+
+from lightning_dp import DPStrategy, FairnessMonitor, Groups
+from lightning_dp.data import ChestXRayDataModule, FaintFindings
+from lightning_dp.metrics import FairnessResult
+from lightning_dp.metrics.functional import AUROCComparison, compare_auroc
+from lightning_dp.models import TemperedCNN
+from lightning_dp.tasks import MultiLabelTask
+
+EPS = (math.inf, 8.0, 2.0)
+SEEDS = (0, 1, 2)
+VARIANTS: dict[str, FaintFindings | None] = {"planted": FaintFindings("sex", "female", share=0.6), "control": None}
+GROUPS = Groups(ChestXRayDataModule.attributes)
+FINDINGS = ChestXRayDataModule.findings
+GROUP = "female"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: what it spent, what the monitor found on the test set, and what had been planted there."""
+
+    variant: str
+    eps: float
+    seed: int
+    spent: float
+    seconds: float
+    known: float
+    ideal: float
+    fairness: FairnessResult
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+    @property
+    def parity(self) -> tuple[float, float, float]:
+        """The accuracy parity difference of females, with its interval."""
+        found = self.fairness.by("sex").row(GROUP).accuracy_parity_difference
+        return found.value, found.low, found.high
+
+    @property
+    def recovered(self) -> bool:
+        """Whether the interval of the monitor holds what was planted."""
+        _, low, high = self.parity
+        return low <= self.known <= high
+
+    @property
+    def auroc(self) -> list[float]:
+        return [one.auroc.value for one in self.fairness.overall.outcomes]
+
+
+def train(variant: str, eps: float, seed: int, steps: int = 400, n_train: int = 6000, n_test: int = 2000) -> Run:
+    """Trains and tests once; eps inf: without privacy."""
+    start = time.perf_counter()
+    seed_everything(seed, verbose=False)  # initial weights; the privacy noise has no seed
+    private = math.isfinite(eps)
+    data = ChestXRayDataModule(
+        batch_size=512 if private else 128, n_train=n_train, n_val=0, n_test=n_test, image_size=28,
+        unfairness=VARIANTS[variant], seed=seed,
+    )  # fmt: skip
+    network = TemperedCNN(len(FINDINGS), group_norm=True, shift=0.5, scale=0.5)  # constants, not statistics of the data
+    task = MultiLabelTask(network, len(FINDINGS), lr=4.0 if private else 0.1, momentum=0.9, lr_schedule="cosine")
+    monitor = FairnessMonitor(GROUPS, "multilabel", class_names=FINDINGS, stages=("test",), log=())
+    strategy = DPStrategy(eps=eps, delta=1e-5, max_grad_norm=0.1, unit="unit_id") if private else None
+    trainer = Trainer(
+        strategy="auto" if strategy is None else strategy,
+        callbacks=[monitor],
+        max_steps=steps if private else 3 * steps,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(task, data)
+    trainer.test(task, data, verbose=False)
+    test = data.arrays()
+    with torch.no_grad():
+        scores = task.eval()(torch.from_numpy(test["test/inputs"])).double().numpy()
+    spent = math.inf if strategy is None else strategy.privacy_spent().eps
+    return Run(
+        variant, eps, seed, spent, time.perf_counter() - start, data.planted_parity("sex")[GROUP],
+        float(data.ideal_accuracies().mean()), monitor.result, scores, test["test/labels"].astype(np.int64),
+    )  # fmt: skip
+
+
+def main(
+    eps_grid: Sequence[float] = EPS,
+    seeds: Sequence[int] = SEEDS,
+    steps: int = 400,
+    figures: Path | None = None,
+    n_train: int = 6000,
+    n_test: int = 2000,
+) -> list[Run]:
+    """All runs; prints the tables of the README."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    runs = []
+    print("variant      eps  seed  accuracy (ideal)  female - male: found [95 %]          planted  held  seconds")
+    for variant in VARIANTS:
+        for eps in eps_grid:
+            for seed in seeds:
+                run = train(variant, eps, seed, steps, n_train, n_test)
+                runs.append(run)
+                value, low, high = run.parity
+                print(
+                    f"{variant}  {eps:>6g}  {seed:>4}  {run.fairness.overall.accuracy.value:.3f} ({run.ideal:.3f})     "
+                    f"{value:+.4f} [{low:+.4f}, {high:+.4f}]      {run.known:+.4f}  {'yes' if run.recovered else 'NO':>4}  "
+                    f"{run.seconds:.0f}",
+                    flush=True,
+                )
+    for variant in VARIANTS:
+        of_variant = [run for run in runs if run.variant == variant]
+        report_auroc(variant, of_variant, eps_grid)
+        report_correlation(variant, of_variant)
+        report_ages(variant, of_variant, eps_grid)
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for run in runs:
+            if run.seed == seeds[0]:
+                figure, _ = run.fairness.by("sex").plot()
+                figure.savefig(figures / f"accuracy_{run.variant}_eps_{run.eps:g}.png", dpi=150)
+    print(", ".join(f"{name} {version(name)}" for name in ("lightning-dp", "lightning", "torch", "dp-accounting")))
+    return runs
+
+
+def report_auroc(variant: str, runs: Sequence[Run], eps_grid: Sequence[float]) -> None:
+    """AUROC of each finding over the seeds, and how sure it is that the private model is worse than the other one."""
+    print(f"\n{variant}: AUROC, mean (sd) over seeds; p of no loss against the run without privacy, per seed (paired bootstrap)")
+    for eps in eps_grid:
+        chosen = [run for run in runs if run.eps == eps]
+        cells = [f"{name} {spread([run.auroc[k] for run in chosen])}" for k, name in enumerate(FINDINGS)]
+        line = f"  eps {eps:g}: " + ", ".join(cells) + f", mean {spread([statistics.mean(run.auroc) for run in chosen])}"
+        compared = [comparison(run, runs) for run in chosen if math.isfinite(eps)]
+        p = [f"{found.p_mean:.3f}" for found in compared if found is not None]
+        print(line + (f"; p = {', '.join(p)}" if p else ""))
+
+
+def comparison(run: Run, runs: Sequence[Run]) -> AUROCComparison | None:
+    """The run without privacy on the same data, set against a private one."""
+    for other in runs:
+        if other.seed == run.seed and other.variant == run.variant and not math.isfinite(other.eps):
+            return compare_auroc(other.scores, run.scores, run.labels)
+    return None
+
+
+def report_correlation(variant: str, runs: Sequence[Run]) -> None:
+    """Pearson's r of eps and parity over the private runs, and of a finding's frequency and what privacy costs it."""
+    private = [run for run in runs if math.isfinite(run.eps)]
+    r = correlation([run.eps for run in private], [run.parity[0] for run in private])
+    print(f"{variant}: Pearson's r between eps and accuracy parity of females, private runs: {r}")
+    pairs = [(found, run) for run in private if (found := comparison(run, runs)) is not None]
+    positives = [float(count) for _, run in pairs for count in run.labels.sum(0)]
+    losses = [loss for found, _ in pairs for loss in (found.first - found.second)]
+    print(f"{variant}: Pearson's r between positives and loss of AUROC, over findings: {correlation(positives, losses)}")
+
+
+def report_ages(variant: str, runs: Sequence[Run], eps_grid: Sequence[float]) -> None:
+    """Accuracy parity of the age groups, in which nothing was planted."""
+    for eps in eps_grid:
+        chosen = [run for run in runs if run.eps == eps]
+        cells = []
+        for level in ChestXRayDataModule.attributes["age"]:
+            rows = [run.fairness.by("age").row(level) for run in chosen]
+            cells.append(
+                f"{level} (n = {statistics.median(row.n for row in rows):g}) "
+                f"{spread([row.accuracy_parity_difference.value for row in rows])}"
+            )
+        print(f"  {variant}, eps {eps:g}, accuracy parity by age: " + ", ".join(cells))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over the seeds."""
+    if not values:
+        return "-"
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.3f} ({deviation:.3f})"
+
+
+def correlation(first: Sequence[float], second: Sequence[float]) -> str:
+    """Pearson's r with its 95 % interval and p; "-" for fewer than four points or values that are all alike."""
+    if len(first) < 4 or len(set(first)) == 1 or len(set(second)) == 1:
+        return "-"
+    found = pearsonr(first, second)
+    interval = found.confidence_interval()
+    return f"{found.statistic:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}], p = {found.pvalue:.2f}, {len(first)} points"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--eps", type=float, nargs="+", default=list(EPS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--figures", type=Path, default=None)
+    given = parser.parse_args()
+    main(given.eps, given.seeds, given.steps, given.figures)
