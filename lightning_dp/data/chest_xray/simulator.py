@@ -17,7 +17,7 @@ __all__ = ("Pictures", "simulate")
 CHUNK = 500
 TISSUE, AIR = 0.75, 0.45  # brightness outside the lungs, and how much darker they are
 NORMAL_HEART, LARGE_HEART = (0.38, 0.45), (0.55, 0.64)  # its width over that of the chest; above 0.5 is cardiomegaly
-EFFUSION, INFILTRATE = 0.40, 0.30  # brightness added
+EFFUSION, INFILTRATE = 0.45, 0.40  # brightness added
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def simulate(
         The pictures, in the order of the visits.
     """
     rng = np.random.default_rng(seed)
-    own = _Movement.draw(rng, len(mask_of_patient), turn=0.07, scale=0.08, shift=0.06, bend=0.05)
-    of_visit = _Movement.draw(rng, len(patient), turn=0.03, scale=0.02, shift=0.03, bend=0.01)
+    own = _Movement.draw(rng, len(mask_of_patient), turn=0.05, scale=0.06, shift=0.03, bend=0.03)
+    of_visit = _Movement.draw(rng, len(patient), turn=0.02, scale=0.01, shift=0.015, bend=0.01)
     lungs = torch.from_numpy(masks.astype(np.float32))
     images = np.empty((len(patient), 1, size, size), np.float32)
     strength = np.empty((len(patient), 3), np.float32)
@@ -155,7 +155,7 @@ def _draw(mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     somewhere = torch.from_numpy(rng.random((n, size, size), dtype=np.float32))
     spot = ((seen > 0.5) * (1 + somewhere)).flatten(1).argmax(1)  # any pixel of a lung, each as likely
     at_y, at_x = places[spot // size][:, None, None], places[spot % size][:, None, None]
-    distance = ((x - at_x) ** 2 + (y - at_y) ** 2) / _uniform(rng, n, 0.16, 0.26) ** 2
+    distance = ((x - at_x) ** 2 + (y - at_y) ** 2) / _uniform(rng, n, 0.20, 0.30) ** 2
     infiltrate = INFILTRATE * seen * torch.exp(-distance / 2)
 
     exposure = _uniform(rng, n, 0.9, 1.1)
