@@ -24,16 +24,19 @@ class Groups:
 
     Args:
         attributes: attribute -> its levels, ``{"sex": ["female", "male"], "age": ["<60", ">=60"]}``. Groups are numbered
-            with the last attribute running fastest.
+            with the last attribute running fastest. In a configuration file as pairs: ``[[sex, [female, male]], ...]``.
 
     Raises:
-        ValueError: no attribute, an attribute without levels, a level named twice or called "all".
+        ValueError: no attribute, an attribute without levels, an attribute or a level named twice or called "all".
     """
 
     attributes: tuple[tuple[str, tuple[str, ...]], ...]
 
-    def __init__(self, attributes: Mapping[str, Sequence[str]]) -> None:
-        pairs = tuple((str(name), tuple(str(level) for level in levels)) for name, levels in attributes.items())
+    def __init__(self, attributes: Mapping[str, Sequence[str]] | Sequence[tuple[str, Sequence[str]]]) -> None:
+        given = attributes.items() if isinstance(attributes, Mapping) else attributes
+        pairs = tuple((str(name), tuple(str(level) for level in levels)) for name, levels in given)
+        if len({name for name, _ in pairs}) != len(pairs):
+            raise ValueError(f"an attribute is named twice: {[name for name, _ in pairs]}.")
         if not pairs or any(not levels for _, levels in pairs):
             raise ValueError('Groups needs at least one attribute with one level, as Groups({"sex": ["f", "m"]}).')
         for name, levels in pairs:

@@ -17,8 +17,8 @@ def chest_xray_resnet9(num_labels: int = 8, in_channels: int = 3) -> nn.Module:
     """torchvision's residual network with one basic block in each of four stages, group normalisation and Mish.
 
     The network of the public code of "Private, fair and accurate" (arXiv 2302.01622): a 7 x 7 stem and stages of 64, 128, 256
-    and 512 channels; every normalisation (stem, two in each block, three at shortcuts: 12) is a GroupNorm of 32 groups, every ReLU
-    a Mish; 4,909,896 parameters for eight labels in colour.
+    and 512 channels; every normalisation (stem, two in each block, three at shortcuts: 12) is a GroupNorm of 32 groups, every
+    ReLU a Mish; 4,909,896 parameters for eight labels in colour.
 
     Args:
         num_labels: outputs.

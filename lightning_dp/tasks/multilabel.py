@@ -62,14 +62,14 @@ class MultiLabelTask(ClassificationTask):
         del self.val_accuracy, self.test_accuracy  # those of classes
         weight = None if pos_weight is None else torch.tensor(pos_weight, dtype=torch.float32)
         self.register_buffer("pos_weight", weight, persistent=False)
-        self.accuracy = nn.ModuleDict(
-            {part: MultilabelAccuracy(num_labels, average="micro") for part in ("val_part", "test_part")}
-        )
+        self.val_share = MultilabelAccuracy(num_labels, average="micro")  # of right labels
+        self.test_share = MultilabelAccuracy(num_labels, average="micro")
 
     @override
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Mean of the samples' losses; logs nothing."""
-        return self._loss(self(batch[0]), batch[1])
+        inputs, labels = batch[:2]
+        return self._loss(self(inputs), labels)
 
     @override
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class MultiLabelTask(ClassificationTask):
         inputs, labels = batch[:2]
         logits = self(inputs)
         loss = self._loss(logits, labels)
-        accuracy = self.accuracy[f"{part}_part"]
+        accuracy = self.val_share if part == "val" else self.test_share
         accuracy.update(logits, labels.long())
         self.log(f"{part}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True)
         self.log(f"{part}/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)

@@ -207,3 +207,10 @@ def test_levels_may_be_numbers_names_booleans_or_columns() -> None:
     assert GROUPS.names[1] == "female, 40-60"
     with pytest.raises(ValueError, match=r"need a tensor \(n, 2\)"):
         GROUPS.encode(columns[:, 0], 3)
+
+
+def test_groups_as_pairs_are_those_of_a_mapping_and_name_nothing_twice() -> None:
+    pairs = [("sex", ["f", "m"]), ("age", ["<60", ">=60"])]
+    assert Groups(pairs) == Groups(dict(pairs))
+    with pytest.raises(ValueError, match="named twice"):
+        Groups([*pairs, ("sex", ["x"])])

@@ -110,7 +110,12 @@ class PictureDataset(ArrayDataset):
     """Pictures that are read when they are asked for, and their arrays."""
 
     def __init__(
-        self, paths: Sequence[Path], columns: list[NDArray[Any]], unit_id: NDArray[np.int64] | None, size: int, channels: int
+        self,
+        paths: Sequence[Path],
+        columns: list[NDArray[Any]],
+        unit_id: NDArray[np.int64] | None,
+        size: int,
+        channels: int,
     ) -> None:
         super().__init__(columns, unit_id)
         self.paths, self.size, self.channels = paths, size, channels
@@ -129,15 +134,17 @@ def _read(path: Path, size: int) -> Tensor:
             grey = opened.convert("F" if deep else "L").convert("F")
             small = grey.resize((size, size), image.Resampling.BILINEAR, reducing_gap=None)
     except OSError as error:
-        raise PrivacyConfigError(f"{path} cannot be read as a picture ({error}). Replace it, or leave its row out.") from error
+        raise PrivacyConfigError(
+            f"{path} cannot be read as a picture ({error}). Replace it, or leave its row out."
+        ) from error
     return torch.from_numpy(np.array(small, np.float32) / (65535.0 if deep else 255.0))[None].clamp(0.0, 1.0)
 
 
 class ChestXRayFolderDataModule(ArrayDataModule):
     """Real chest X-rays: PNG files in ``root`` or below, and a csv file that says whose they are and what they show.
 
-    The csv file has the columns ``image`` (a file name), ``patient``, ``sex`` (F or M), ``age`` (years), and one column of 0 and 1
-    for each of ``findings``; or the columns of NIH ChestX-ray14 (``Image Index``, ``Finding Labels``, ...), as downloaded.
+    The csv file has the columns ``image`` (a file name), ``patient``, ``sex`` (F or M), ``age`` (years), and one column of 0
+    and 1 for each of ``findings``; or the columns of NIH ChestX-ray14 as downloaded (``Image Index``, ``Finding Labels``, ...).
     Pictures are read when they are used, made grey, scaled to [0, 1] and to ``image_size``. No patient is in two parts.
 
     **The privacy unit**: with ``DPStrategy(unit="unit_id")`` one patient, as it should be; otherwise one picture.
@@ -156,8 +163,8 @@ class ChestXRayFolderDataModule(ArrayDataModule):
         num_workers: worker processes of the loaders.
 
     Shape:
-        Batches ``(images, labels, levels)``: float32 ``(N, channels, image_size, image_size)``, float32 ``(N, findings)``, int64
-        ``(N, 2)``: sex and age group as numbered by `attributes`.
+        Batches ``(images, labels, levels)``: float32 ``(N, channels, image_size, image_size)``, float32 ``(N, findings)``,
+        int64 ``(N, 2)``: sex and age group as numbered by `attributes`.
 
     Raises:
         FileNotFoundError: in ``prepare_data``, if the table or a picture is missing.
@@ -226,6 +233,7 @@ class ChestXRayFolderDataModule(ArrayDataModule):
         for part, members in parts.items():
             rows = np.flatnonzero(np.isin(owner, members))
             if len(rows):
+                values: tuple[NDArray[Any], ...]
                 values = (rows, self._read.labels[rows], self._read.levels[rows], owner[rows].astype(np.int64))
                 found |= {f"{part}/{name}": v for name, v in zip((*self.columns, "unit_id"), values, strict=True)}
         return found

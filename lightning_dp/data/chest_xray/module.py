@@ -27,7 +27,7 @@ from lightning_dp.errors import PrivacyConfigError
 
 __all__ = ("ChestXRayDataModule", "make_parts")
 
-VERSION = 3  # raise it when the pictures change: the cache is then made anew
+VERSION = 6  # raise it when the pictures change: the cache is then made anew
 PARTS = ("train", "val", "test")
 MASK_SHARES = (0.7, 0.1, 0.2)
 
@@ -79,7 +79,7 @@ class ChestXRayDataModule(ArrayDataModule):
     attributes: ClassVar[dict[str, list[str]]] = ATTRIBUTES
     card: ClassVar[DataCard] = DataCard(
         name="Simulated chest X-rays (a stand-in)",
-        licence="masks: V7 Labs, CC BY 4.0; table: NIH Clinical Center, no restriction on use; both as shipped with torchxrayvision",
+        licence="masks: CC BY 4.0 (V7 Labs); table: NIH Clinical Center, free to use; both as shipped with torchxrayvision",
         n=6000,
         real=False,
         unit="one patient with all their pictures (with unit='unit_id'; otherwise one picture)",
@@ -147,9 +147,9 @@ class ChestXRayDataModule(ArrayDataModule):
         arrays = self.arrays()
         labels, levels = arrays[f"{part}/labels"], arrays[f"{part}/levels"]
         faint = self.unfairness or FaintFindings(share=0.0)
-        share = faint.share * _treated(levels, faint)[:, None]
-        prevalence = np.clip(labels.mean(0, dtype=np.float64), 1e-6, 1 - 1e-6)
-        strength = arrays[f"{part}/strength"].astype(np.float64)
+        share: NDArray[np.float64] = faint.share * _treated(levels, faint)[:, None].astype(np.float64)
+        prevalence: NDArray[np.float64] = np.clip(labels.mean(0, dtype=np.float64), 1e-6, 1 - 1e-6)
+        strength: NDArray[np.float64] = arrays[f"{part}/strength"].astype(np.float64)
         absent, present = ideal_accuracy(strength, prevalence, share, faint.contrast)
         accuracy: NDArray[np.float64] = np.where(labels > 0, present, absent).mean(1)
         return accuracy
@@ -167,7 +167,9 @@ class ChestXRayDataModule(ArrayDataModule):
 
 def _treated(levels: NDArray[np.int64], faint: FaintFindings) -> NDArray[np.bool_]:
     """Who is in the group whose findings are faint."""
-    return levels[:, list(ATTRIBUTES).index(faint.attribute)] == ATTRIBUTES[faint.attribute].index(faint.level)
+    column = levels[:, list(ATTRIBUTES).index(faint.attribute)]
+    treated: NDArray[np.bool_] = column == ATTRIBUTES[faint.attribute].index(faint.level)
+    return treated
 
 
 def make_parts(

@@ -1,10 +1,10 @@
 """The planted unfairness, and what it costs a group when nothing else goes wrong: the accuracy of an ideal observer.
 
-A finding is a pattern added to a picture with white noise, so that an observer who knows the patient's anatomy, and where and how
-large the finding would be, decides on one number: the match with the pattern, which is N(0, 1) without the finding and N(d, 1)
-with it, d the norm of the pattern over the noise. In the group that is treated unfairly a finding is drawn with less contrast, in
-some pictures: there it is N(contrast d, 1). The best decision on that number has a known accuracy. No detector is
-more accurate; one that misses nothing that can be seen comes close, and then the difference between the groups is
+A finding is a pattern added to a picture with white noise, so that an observer who knows the patient's anatomy, and where
+and how large the finding would be, decides on one number: the match with the pattern, which is N(0, 1) without the finding
+and N(d, 1) with it, d the norm of the pattern over the noise. In the group that is treated unfairly a finding is drawn with
+less contrast, in some pictures: there it is N(contrast d, 1). The best decision on that number has a known accuracy. No
+detector is more accurate; one that misses nothing that can be seen comes close, and then the difference between the groups is
 the planted one, whatever the detector.
 """
 

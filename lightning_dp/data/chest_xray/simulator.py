@@ -16,8 +16,8 @@ __all__ = ("Pictures", "simulate")
 
 CHUNK = 500
 TISSUE, AIR = 0.75, 0.45  # brightness outside the lungs, and how much darker they are
-NORMAL_HEART, LARGE_HEART = (0.38, 0.45), (0.55, 0.64)  # its width over that of the chest; above 0.5 is cardiomegaly
-EFFUSION, INFILTRATE = 0.45, 0.40  # brightness added
+NORMAL_HEART, LARGE_HEART = (0.36, 0.42), (0.62, 0.72)  # its width over that of the chest; above 0.5 is cardiomegaly
+EFFUSION, INFILTRATE = 0.70, 0.60  # brightness added
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,7 @@ class _Movement:
     bend: NDArray[np.float32]
 
     @classmethod
-    def draw(
-        cls, rng: np.random.Generator, n: int, turn: float, scale: float, shift: float, bend: float
-    ) -> _Movement:
+    def draw(cls, rng: np.random.Generator, n: int, turn: float, scale: float, shift: float, bend: float) -> _Movement:
         angle = rng.normal(0, turn, n)
         stretch = np.exp(rng.normal(0, scale, (n, 2)))
         affine = np.empty((n, 2, 3), np.float32)
@@ -155,7 +153,7 @@ def _draw(mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     somewhere = torch.from_numpy(rng.random((n, size, size), dtype=np.float32))
     spot = ((seen > 0.5) * (1 + somewhere)).flatten(1).argmax(1)  # any pixel of a lung, each as likely
     at_y, at_x = places[spot // size][:, None, None], places[spot % size][:, None, None]
-    distance = ((x - at_x) ** 2 + (y - at_y) ** 2) / _uniform(rng, n, 0.20, 0.30) ** 2
+    distance = ((x - at_x) ** 2 + (y - at_y) ** 2) / _uniform(rng, n, 0.28, 0.40) ** 2
     infiltrate = INFILTRATE * seen * torch.exp(-distance / 2)
 
     exposure = _uniform(rng, n, 0.9, 1.1)

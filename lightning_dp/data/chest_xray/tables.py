@@ -122,8 +122,7 @@ def read_nih_table(path: Path | None = None) -> Visits:
     """
     if path is None:
         path = folder_of("torchxrayvision", "data", NEEDS) / "data" / "Data_Entry_2017_v2020.csv.gz"
-    opened = gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="")
-    with opened as file:
+    with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     findings = [set(row["Finding Labels"].split("|")) for row in rows]
     labels = [[bool(found.intersection(names)) for names in FINDINGS.values()] for found in findings]

@@ -43,8 +43,8 @@ def compare_auroc(
 ) -> AUROCComparison:
     """Paired bootstrap of the AUROC of two models, as in the code of Tayebi Arasteh et al. (arXiv 2302.01622).
 
-    The samples are drawn anew with replacement, the same ones for both models and all labels. Ties between the two count as half,
-    where that code counts them wholly against the first; identical models then get 1/2 and not 1.
+    The samples are drawn anew with replacement, the same ones for both models and all labels. Ties between the two count as
+    half, where that code counts them wholly against the first; identical models then get 1/2 and not 1.
 
     Args:
         first: scores, ``(n,)`` or ``(n, labels)``; only their order matters.
@@ -82,7 +82,7 @@ def compare_auroc(
     ends = (0.5 - confidence / 2, 0.5 + confidence / 2)
     intervals = [np.quantile(one, ends, axis=0).T for one in drawn]
     p_mean = float(((means[0] < means[1]) + 0.5 * (means[0] == means[1])).mean()) if known.any() else float("nan")
-    return AUROCComparison(*value, *intervals, lost.mean(0), p_mean)
+    return AUROCComparison(value[0], value[1], intervals[0], intervals[1], lost.mean(0), p_mean)
 
 
 def _auroc(places: NDArray[np.int64], targets: Array, times: Array) -> float:

@@ -61,7 +61,9 @@ def test_the_nih_format_is_read_as_downloaded(root: Path) -> None:
         HEADER
         + "".join(
             f"{name}.png,{found},0,{n},40,{sex},PA,1,1,0.1,0.1\n"
-            for n, (name, found, sex) in enumerate([("a", "Mass|Edema", "F"), ("b", "No Finding", "M"), ("c", "Edema", "M")])
+            for n, (name, found, sex) in enumerate(
+                [("a", "Mass|Edema", "F"), ("b", "No Finding", "M"), ("c", "Edema", "M")]
+            )
         )
     )
     assert set(every(three(root, findings=["Mass", "Edema"]))) == {(1.0, 1.0), (0.0, 0.0), (0.0, 1.0)}

@@ -19,7 +19,9 @@ def test_without_faint_findings_it_is_the_textbook_observer(d: float, p: float) 
     assert present == pytest.approx(norm.sf(threshold - d), abs=1e-9)
 
 
-@pytest.mark.parametrize(("d", "p", "share", "contrast"), [(3.0, 0.3, 0.6, 0.0), (4.0, 0.4, 0.5, 0.4), (2.0, 0.9, 0.9, 0.2)])
+@pytest.mark.parametrize(
+    ("d", "p", "share", "contrast"), [(3.0, 0.3, 0.6, 0.0), (4.0, 0.4, 0.5, 0.4), (2.0, 0.9, 0.9, 0.2)]
+)
 def test_no_threshold_does_better_and_simulation_agrees(d: float, p: float, share: float, contrast: float) -> None:
     absent, present = (float(x) for x in ideal_accuracy(np.array(d), np.array(p), np.array(share), contrast))
     best = (1 - p) * absent + p * present
