@@ -35,6 +35,7 @@ def test_the_configuration_trains() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*configure_optimizers. will be overridden:UserWarning")
+@pytest.mark.filterwarnings("ignore:FairnessMonitor, val:UserWarning")  # one patient has few groups
 def test_the_gpu_configuration_trains_three_hand_made_patients(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     image = pytest.importorskip("PIL.Image")
@@ -53,9 +54,11 @@ def test_the_gpu_configuration_trains_three_hand_made_patients(tmp_path: Path) -
 
 @pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")
 def test_the_script_measures_both_variants(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    import run
+    import chest_xray_fairness
 
-    runs = run.main((math.inf, 8.0), (0,), steps=2, n_train=200, n_test=60, figures=tmp_path / "figures")
+    runs = chest_xray_fairness.main(
+        (math.inf, 8.0), (0,), steps=2, n_train=200, n_test=60, figures=tmp_path / "figures"
+    )
     assert [(one.variant, one.eps) for one in runs] == [
         ("planted", math.inf), ("planted", 8.0), ("control", math.inf), ("control", 8.0)
     ]  # fmt: skip
@@ -70,7 +73,7 @@ def test_the_script_measures_both_variants(capsys: pytest.CaptureFixture[str], t
 def test_the_expected_gap_is_that_of_a_simulated_detector() -> None:
     """A detector of known sensitivity, and females of whose findings a share is invisible to it."""
     import torch
-    from run import GROUPS, VARIANTS, expected_parity
+    from chest_xray_fairness import GROUPS, VARIANTS, expected_parity
 
     from lightning_dp.metrics.functional import fairness
 
@@ -94,6 +97,6 @@ def test_the_expected_gap_is_that_of_a_simulated_detector() -> None:
 
 
 def test_the_readmes_settings_are_the_scripts() -> None:
-    import run
+    import chest_xray_fairness
 
-    assert sum(p.numel() for p in run.network().parameters()) == 9_859
+    assert sum(p.numel() for p in chest_xray_fairness.network().parameters()) == 9_859

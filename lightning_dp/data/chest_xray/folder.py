@@ -233,9 +233,11 @@ class ChestXRayFolderDataModule(ArrayDataModule):
         for part, members in parts.items():
             rows = np.flatnonzero(np.isin(owner, members))
             if len(rows):
-                values: tuple[NDArray[Any], ...]
-                values = (rows, self._read.labels[rows], self._read.levels[rows], owner[rows].astype(np.int64))
-                found |= {f"{part}/{name}": v for name, v in zip((*self.columns, "unit_id"), values, strict=True)}
+                found[f"{part}/inputs"], found[f"{part}/labels"] = rows, self._read.labels[rows]
+                found[f"{part}/levels"], found[f"{part}/unit_id"] = (
+                    self._read.levels[rows],
+                    owner[rows].astype(np.int64),
+                )
         return found
 
     @override

@@ -1,7 +1,7 @@
 """Does a private chest-X-ray model treat the sexes differently, and does the monitor find the gap that was planted?
 
-python recipes/chest_xray_fairness/run.py
-python recipes/chest_xray_fairness/run.py --seeds 0 --eps 8 --figures figures
+python recipes/chest_xray_fairness/chest_xray_fairness.py
+python recipes/chest_xray_fairness/chest_xray_fairness.py --seeds 0 --eps 8 --figures figures
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What privacy costs and what it prevents, eps from 1 to a billion: accuracy, bounds on reconstruction, and attacks that try.
 
-python recipes/reconstruction_tradeoff/run.py
-python recipes/reconstruction_tradeoff/run.py --eps 1 1e3 1e9 --seeds 0 --figure tradeoff.svg
+python recipes/reconstruction_tradeoff/tradeoff.py
+python recipes/reconstruction_tradeoff/tradeoff.py --eps 1 1e3 1e9 --seeds 0 --figure tradeoff.svg
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lightning_dp.gradients import Clipping, GradientEngine
 from lightning_dp.models import GroupNormMLP
 from lightning_dp.tasks import ClassificationTask
 
-EPS = (1.0, 8.0, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, math.inf)
+EPS = (1.0, 8.0, 1e2, 1e4, 1e5, 1e6, 1e7, 1e9, math.inf)
 SEEDS = (0, 1, 2)
 PIXELS = 28 * 28
 BATCH = 1024
@@ -152,7 +152,7 @@ def attacks(data: Any, noise_multiplier: float) -> tuple[float, float]:
 def main(
     eps_grid: Sequence[float] = EPS,
     seeds: Sequence[int] = SEEDS,
-    steps: int = 300,
+    steps: int = 200,
     figure: Path | None = None,
     table: Path | None = None,
     root: str | None = None,
@@ -219,7 +219,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--eps", type=float, nargs="+", default=list(EPS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--figure", type=Path, default=Path("tradeoff.svg"))
     parser.add_argument("--table", type=Path, default=None, help="also write all runs, as JSON")
     parser.add_argument("--root", default=None, help="folder of Fashion-MNIST, if not Debian's")
