@@ -192,7 +192,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     def mean(name: str, eps: float) -> float:
         return statistics.mean(getattr(row, name) for row in rows if row.eps == eps)
 
-    picture = Figure(figsize=(7, 4), layout="constrained")
+    picture = Figure(figsize=(7, 4.6), layout="constrained")
     axes = picture.subplots()
     lines = (
         ("accuracy", "test accuracy", "C0", "o-"),
@@ -210,7 +210,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set(
         xscale="log", ylim=(-0.02, 1.02), xlabel="eps at delta = 1e-6", ylabel="accuracy, or chance of reconstruction"
     )
-    axes.legend(fontsize="small")
+    picture.legend(loc="outside lower center", ncols=2, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=110)
 
