@@ -8,8 +8,6 @@ from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
 from lightning_dp.data.bodies import BodyFatDataModule
 from lightning_dp.data.card import DataCard
 from lightning_dp.data.chest_xray import ChestXRayDataModule, ChestXRayFolderDataModule, FaintFindings
-from lightning_dp.data.cifar import CIFARDataModule
-from lightning_dp.data.decathlon import DecathlonDataModule
 from lightning_dp.data.digits import DigitsDataModule
 from lightning_dp.data.emoji import EmojiImages, find_emoji, read_emoji
 from lightning_dp.data.emoji_categories import EmojiDataModule
@@ -21,12 +19,11 @@ __all__ = (
     "AbdominalPhantom",
     "ArrayDataModule",
     "ArrayDataset",
-    "BodyFatDataModule",
+    "ChestXRayDataModule",
+    "ChestXRayFolderDataModule",
     "DataCard",
     "DecathlonDataModule",
     "DigitsDataModule",
-    "EmojiDataModule",
-    "EmojiImages",
     "FaintFindings",
     "FashionMNISTDataModule",
     "KSpaceDataModule",

@@ -7,9 +7,7 @@ from lightning_dp.models.mlp import GroupNormMLP, TanhMLP
 from lightning_dp.models.monet import RDDC, MoNet
 from lightning_dp.models.projection import ProjectedLinear, RandomProjection
 from lightning_dp.models.replace import replace_batch_norm
-from lightning_dp.models.resnet9 import ResNet9
 from lightning_dp.models.resnet9_cxr import chest_xray_resnet9
-from lightning_dp.models.scale_norm import GroupSearch, ResidualBlock, ScaleNorm, add_scale_norm, search_groups
 from lightning_dp.models.scattering import ScatteringTransform
 from lightning_dp.models.small import ColourCNN, FlatLinear, TemperedCNN, TemperedSigmoid
 from lightning_dp.models.smoothnet import SmoothNet
@@ -55,16 +53,7 @@ __all__ = (
     "TanhMLP",
     "TemperedCNN",
     "TemperedSigmoid",
-    "TwoChannelCNN",
-    "UNet",
-    "VolumeNet",
-    "WideResNet",
-    "add_scale_norm",
     "chest_xray_resnet9",
-    "copy_encoder",
-    "foreground_box",
-    "hirescam",
-    "localise",
     "replace_batch_norm",
     "search_groups",
     "volumetric",

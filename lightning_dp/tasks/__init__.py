@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from lightning_dp.tasks.classification import ClassificationTask
-from lightning_dp.tasks.regression import RegressionTask
+from lightning_dp.tasks.multilabel import MultiLabelTask
 
-__all__ = ("ClassificationTask", "RegressionTask")
+__all__ = ("ClassificationTask", "MultiLabelTask")

@@ -18,7 +18,6 @@ from lightning_dp.metrics.functional.calibration import (
     calibration_zeros,
 )
 from lightning_dp.metrics.functional.compare_auroc import AUROCComparison, compare_auroc
-from lightning_dp.metrics.functional.dice import dice, dice_counts
 from lightning_dp.metrics.functional.fairness import (
     FairnessCounts,
     fairness,
@@ -68,11 +67,6 @@ __all__ = (
     "calibration_result",
     "calibration_zeros",
     "compare_auroc",
-    "count_area",
-    "count_curve",
-    "count_hits",
-    "dice",
-    "dice_counts",
     "ensemble_ambiguity",
     "count_area",
     "count_curve",
