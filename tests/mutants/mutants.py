@@ -1034,6 +1034,14 @@ REPORT_FAULTS = (
     ),
 )  # fmt: skip
 
+VOLUME_FAULTS = (
+    _mutant(
+        "slices are folded before the batch axis", "lightning_dp/models/volumes/slices.py",
+        "    return slices.flatten(0, 1)\n", "    return slices.transpose(0, 1).flatten(0, 1)\n",
+        "tests/models/volumes/test_network.py::test_the_slices_of_a_volume_are_neighbouring_rows",
+    ),
+)  # fmt: skip
+
 MUTANTS: tuple[Mutant, ...] = (
     *CLIPPING_FAULTS,
     *NOISE_FAULTS,
@@ -1048,4 +1056,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *NEURAL_FAULTS,
     *MONITOR_FAULTS,
     *REPORT_FAULTS,
+    *VOLUME_FAULTS,
 )

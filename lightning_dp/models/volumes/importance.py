@@ -38,7 +38,8 @@ def spearman(one: Tensor, other: Tensor) -> Tensor:
     """
     a, b = (_mean_ranks(values) for values in (one, other))
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    correlation: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    return correlation
 
 
 def top_k_overlap(one: Tensor, other: Tensor, k: int) -> Tensor:
