@@ -1033,16 +1033,11 @@ REPORT_FAULTS = (
     ),
 )  # fmt: skip
 
-MESH_FAULTS: tuple[Mutant, ...] = (
+VOLUME_FAULTS = (
     _mutant(
-        "graph norm runs over all meshes of the batch", "lightning_dp/models/mesh.py",
-        "h = self.norms[number](h, batch.batch, batch.num_graphs)", "h = self.norms[number](h)",
-        "tests/models/test_mesh.py::test_a_mesh_does_not_see_its_neighbours_in_the_batch",
-    ),
-    _mutant(
-        "meshes of one person are taken for persons of their own", "lightning_dp/data/bodies/module.py",
-        'found[f"{part}/unit_id"] = owner[at].astype(np.int64)', 'found[f"{part}/unit_id"] = np.arange(len(at))',
-        "tests/data/bodies/test_module.py::test_meshes_of_one_subject_stay_in_one_part_as_one_unit",
+        "slices are folded before the batch axis", "lightning_dp/models/volumes/slices.py",
+        "    return slices.flatten(0, 1)\n", "    return slices.transpose(0, 1).flatten(0, 1)\n",
+        "tests/models/volumes/test_network.py::test_the_slices_of_a_volume_are_neighbouring_rows",
     ),
 )  # fmt: skip
 
@@ -1060,5 +1055,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *NEURAL_FAULTS,
     *MONITOR_FAULTS,
     *REPORT_FAULTS,
-    *MESH_FAULTS,
+    *VOLUME_FAULTS,
 )
