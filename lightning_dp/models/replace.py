@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_dp.errors import PrivacyConfigError
 
-__all__ = ("replace_batch_norm",)
+__all__ = ("group_count", "replace_batch_norm")
 
 USUAL_GROUPS = 32
 CHANNELS_PER_GROUP = 4  # of a 1x1 map a group of one channel is always 0, and a group of two is +-1 whatever came in
@@ -90,7 +90,7 @@ def _group_norm(norm: _BatchNorm, name: str, groups: int | None) -> nn.Module:
     _refuse_unknown(norm, where)
     channels = norm.num_features
     stages = {stage: norm.get_submodule(stage) for stage in STAGES if stage in norm._modules}
-    count = _groups(channels, groups)
+    count = group_count(channels, groups)
     new: nn.GroupNorm
     if stages:
         drop, act = (stages.get(stage, nn.Identity()) for stage in STAGES)
@@ -104,7 +104,8 @@ def _group_norm(norm: _BatchNorm, name: str, groups: int | None) -> nn.Module:
     return new
 
 
-def _groups(channels: int, groups: int | None) -> int:
+def group_count(channels: int, groups: int | None = None) -> int:
+    """The largest divisor of ``channels`` that is not above ``groups``; None: see :func:`replace_batch_norm`."""
     most = min(USUAL_GROUPS, channels // CHANNELS_PER_GROUP) if groups is None else min(groups, channels)
     return next(g for g in range(max(most, 1), 0, -1) if channels % g == 0)
 
