@@ -5,14 +5,22 @@ from __future__ import annotations
 from lightning_dp.data.actg175 import ACTG175DataModule
 from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
 from lightning_dp.data.card import DataCard
+from lightning_dp.data.cifar import CIFARDataModule
 from lightning_dp.data.digits import DigitsDataModule
+from lightning_dp.data.emoji import EmojiImages, find_emoji, read_emoji
+from lightning_dp.data.emoji_categories import EmojiDataModule
 from lightning_dp.data.fashion_mnist import FashionMNISTDataModule
 
 __all__ = (
     "ACTG175DataModule",
     "ArrayDataModule",
     "ArrayDataset",
+    "CIFARDataModule",
     "DataCard",
     "DigitsDataModule",
+    "EmojiDataModule",
+    "EmojiImages",
     "FashionMNISTDataModule",
+    "find_emoji",
+    "read_emoji",
 )

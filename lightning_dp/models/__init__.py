@@ -8,12 +8,13 @@ from lightning_dp.models.replace import replace_batch_norm
 from lightning_dp.models.resnet9 import ResNet9
 from lightning_dp.models.scale_norm import GroupSearch, ResidualBlock, ScaleNorm, add_scale_norm, search_groups
 from lightning_dp.models.scattering import ScatteringTransform
-from lightning_dp.models.small import FlatLinear, TemperedCNN, TemperedSigmoid
+from lightning_dp.models.small import ColourCNN, FlatLinear, TemperedCNN, TemperedSigmoid
 from lightning_dp.models.smoothnet import SmoothNet
 from lightning_dp.models.weight_standardised import StandardisedConv2d
 from lightning_dp.models.wide_resnet import WideResNet
 
 __all__ = (
+    "ColourCNN",
     "FlatLinear",
     "GroupNormMLP",
     "GroupSearch",
