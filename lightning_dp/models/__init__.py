@@ -12,6 +12,7 @@ from lightning_dp.models.small import ColourCNN, FlatLinear, TemperedCNN, Temper
 from lightning_dp.models.smoothnet import SmoothNet
 from lightning_dp.models.weight_standardised import StandardisedConv2d
 from lightning_dp.models.wide_resnet import WideResNet
+from lightning_dp.models.zoo import register_with_timm
 
 __all__ = (
     "ColourCNN",
@@ -34,3 +35,6 @@ __all__ = (
     "replace_batch_norm",
     "search_groups",
 )
+
+# timm has no entry points for networks: its registry is told as soon as this package is imported, where timm is there.
+register_with_timm()

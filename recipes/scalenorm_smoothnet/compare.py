@@ -25,7 +25,7 @@ GRID = (1.0, 4.0, 16.0)
 NETWORKS = {
     "scalenorm": ("ResNet9", {"width": 16}),
     "resnet9": ("ResNet9", {"width": 16, "scale_norm": "false"}),
-    "smoothnet": ("SmoothNet", {"width": 1.5, "depth": 2}),
+    "smoothnet": ("SmoothNet", {"width": 1.0, "depth": 2}),
     "cnn": ("ColourCNN", {"width": 16, "size": 16}),
 }
 LEARNING_RATES = {"scalenorm": 4.0, "resnet9": 4.0, "smoothnet": 4.0, "cnn": 4.0}

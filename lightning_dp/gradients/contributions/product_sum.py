@@ -20,7 +20,7 @@ from lightning_dp.gradients.contributions.base import (
 from lightning_dp.gradients.contributions.routes import Route, cheapest
 from lightning_dp.gradients.memory import Memory, nbytes
 
-__all__ = ("Energies", "ProductSum", "energies")
+__all__ = ("Energies", "ProductSum", "energies", "resolution", "rounding")
 
 Energies = tuple[Tensor, Tensor]
 """``||a[u, g, t]||^2`` and ``||b[u, g, t]||^2``, both ``(U, G, T)``."""
@@ -166,10 +166,7 @@ class ProductSum(Contribution):
                 return norms
             found = self._positions()
             self._drop_if_held()
-        # Rounded up by what underflow may have hidden: a huge input times a tiny gradient is no tiny product.
-        a_norm, b_norm = (found[0] + d * LOST).sqrt_(), (found[1] + p * LOST).sqrt_()
-        terms = (a_norm * b_norm).sum((1, 2)).square()
-        lost = ((p * LOST) ** 0.5 * a_norm.sum(2)).square().sum(1) + ((d * LOST) ** 0.5 * b_norm.sum(2)).square().sum(1)
+        lost, terms = rounding(found, self.sizes)
         # Terms that cancel leave a sum of the size of their rounding errors, and while they are being summed they push
         # the other units' digits out: a unit never counts as smaller than what that arithmetic can resolve.
         self._bounds = lost, terms * resolution(length)
@@ -284,6 +281,22 @@ def resolution(length: int) -> float:
     """The least share of its squared terms that the square of a sum of ``length`` terms can resolve, generously."""
     share: float = max(RESOLUTION / length**0.5, ROUNDOFF * length)
     return share * share
+
+
+def rounding(found: Energies, sizes: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """What the squares of the units' terms may have lost to underflow, and the square of the sum of their norms, ``(U,)``.
+
+    Norms are rounded up by the former: a huge input times a tiny gradient is no tiny product.
+
+    Args:
+        found: energies of the positions.
+        sizes: ``(T, d, p)``.
+    """
+    _, d, p = sizes
+    a_norm, b_norm = (found[0] + d * LOST).sqrt_(), (found[1] + p * LOST).sqrt_()
+    terms = (a_norm * b_norm).sum((1, 2)).square()
+    lost = ((p * LOST) ** 0.5 * a_norm.sum(2)).square().sum(1) + ((d * LOST) ** 0.5 * b_norm.sum(2)).square().sum(1)
+    return lost, terms
 
 
 def energies(rows: Tensor) -> Tensor:

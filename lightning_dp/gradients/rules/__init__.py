@@ -16,6 +16,7 @@ from lightning_dp.gradients.rules import (  # noqa: F401  (importing registers t
     norm,
     prelu,
     recurrent,
+    standardised,
 )
 from lightning_dp.gradients.rules.registry import (
     LayerCall,
