@@ -16,6 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients import Clipping, GradientEngine, UnitMap
+from lightning_dp.gradients.contributions.base import row_squares
+from lightning_dp.gradients.rules import LayerCall, find_rule
+from lightning_dp.gradients.rules.standardised import standardised_conv_rule
+from lightning_dp.models import StandardisedConv2d
 from tests.gradients.rules.agreement import assert_agrees, row_counts, unit_losses, unit_maps
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
@@ -63,6 +67,48 @@ def test_weight_standardised_convolutions_agree(
     )
     x = torch.randn(data.draw(row_counts(units)), 4, 7, 8)
     assert_agrees(module, lambda m: m(x), units)
+
+
+@settings(max_examples=25)
+@given(data=st.data(), units=unit_maps(), stride=st.integers(1, 2), side=st.sampled_from([1, 3]), bias=st.booleans())
+def test_standardised_convolutions_with_gains_agree(
+    data: st.DataObject, units: UnitMap, stride: int, side: int, bias: bool
+) -> None:
+    conv = StandardisedConv2d(4, 6, side, stride, padding=side // 2, bias=bias)
+    with torch.no_grad():
+        conv.gain.uniform_(-1, 2)
+        conv.gain[0] = 0
+    x = torch.randn(data.draw(row_counts(units)), 4, 7, 8)
+    assert_agrees(nn.Sequential(conv, nn.Tanh()), lambda m: m(x), units)
+
+
+class Halved(StdConv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2
+
+
+def test_the_rule_is_for_the_computations_that_it_was_written_for() -> None:
+    for conv in (StandardisedConv2d(3, 4, 3), StdConv2d(3, 4, 3), ScaledStdConv2d(3, 4, 3)):
+        assert find_rule(conv) is standardised_conv_rule
+    for conv in (StdConv2dSame(3, 4, 3, stride=2), ScaledStdConv2dSame(3, 4, 3), Halved(3, 4, 3)):
+        assert find_rule(conv) is None
+
+
+def test_what_standardisation_takes_away_does_not_round_a_unit_to_nothing() -> None:
+    """A gradient of the weight in use along the weight itself: nothing of it is left, but its rounding errors are summed."""
+    torch.manual_seed(0)
+    conv = StandardisedConv2d(2, 1, 3)
+    rows = conv.weight.detach().flatten(1)
+    normal = (rows - rows.mean(1, keepdim=True)) / rows.var(1, correction=0, keepdim=True).sqrt()
+    x = 1e4 * (normal.view(1, 2, 3, 3) + 3)
+    call = LayerCall(
+        conv, "conv", (x,), {}, (torch.ones(1, 1, 1, 1),), UnitMap(1), frozenset({"weight"}), torch.float32
+    )
+    found = standardised_conv_rule(call)["weight"]
+    (norm,) = found.squared_norms().sqrt()
+    used = float(found.factor.abs() * x.norm())  # the norm of what the rule adds up
+    assert float(row_squares(found.all_units()).sqrt()) < 1e-4 * used
+    assert norm > 0.02 * used
 
 
 def test_a_weight_normalised_recurrent_layer_agrees() -> None:
