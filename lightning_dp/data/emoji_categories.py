@@ -102,14 +102,14 @@ class EmojiDataModule(ArrayDataModule):
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         every = tuple(dict.fromkeys((*self.vendors, *self.test_vendors)))
         emoji = read_emoji(every, self.root)
-        known = emoji.category != "Component"
+        units = identities(emoji)  # of all, before any is left out: skin tones too tell which code points are one
+        plain = emoji.code_point == emoji.base
+        known = (emoji.category != "Component") & (plain | self.tones)
         categories, labels = np.unique(emoji.category[known], return_inverse=True)
         if len(categories) > self.num_classes:
             raise ValueError(f"the packages have {len(categories)} categories, {categories}; nine were expected.")
-        units = identities(emoji)[known]
+        units, plain, vendor = units[known], plain[known], emoji.vendor[known]
         pictures = _flat(emoji.images[known], self.size, self.background, self.seed)
-        plain = emoji.code_point[known] == emoji.base[known]
-        vendor = emoji.vendor[known]
         part_of = self._parts(units, labels)
         found: dict[str, NDArray[Any]] = {}
         for number, part in enumerate(("train", "val", "test")):
