@@ -7,7 +7,7 @@ from lightning_dp.data.actg175 import ACTG175DataModule
 from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
 from lightning_dp.data.bodies import BodyFatDataModule
 from lightning_dp.data.card import DataCard
-from lightning_dp.data.chest_xray import ChestXRayDataModule, ChestXRayFolderDataModule, FaintFindings
+from lightning_dp.data.cifar import CIFARDataModule
 from lightning_dp.data.digits import DigitsDataModule
 from lightning_dp.data.emoji import EmojiImages, find_emoji, read_emoji
 from lightning_dp.data.emoji_categories import EmojiDataModule
@@ -19,12 +19,13 @@ __all__ = (
     "AbdominalPhantom",
     "ArrayDataModule",
     "ArrayDataset",
-    "ChestXRayDataModule",
-    "ChestXRayFolderDataModule",
+    "CIFARDataModule",
     "DataCard",
     "DecathlonDataModule",
     "DigitsDataModule",
-    "FaintFindings",
+    "EmojiDataModule",
+    "EmojiImages",
     "FashionMNISTDataModule",
-    "KSpaceDataModule",
+    "find_emoji",
+    "read_emoji",
 )

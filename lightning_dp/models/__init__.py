@@ -7,56 +7,37 @@ from lightning_dp.models.mlp import GroupNormMLP, TanhMLP
 from lightning_dp.models.monet import RDDC, MoNet
 from lightning_dp.models.projection import ProjectedLinear, RandomProjection
 from lightning_dp.models.replace import replace_batch_norm
-from lightning_dp.models.resnet9_cxr import chest_xray_resnet9
+from lightning_dp.models.resnet9 import ResNet9
+from lightning_dp.models.scale_norm import GroupSearch, ResidualBlock, ScaleNorm, add_scale_norm, search_groups
 from lightning_dp.models.scattering import ScatteringTransform
 from lightning_dp.models.small import ColourCNN, FlatLinear, TemperedCNN, TemperedSigmoid
 from lightning_dp.models.smoothnet import SmoothNet
-from lightning_dp.models.transfer import Crops, EncoderClassifier, copy_encoder, foreground_box, localise
-from lightning_dp.models.unet import UNet
-from lightning_dp.models.volumes import ACSConv3d, SliceEncoder, SliceNet, VolumeNet, hirescam, volumetric
 from lightning_dp.models.weight_standardised import StandardisedConv2d
 from lightning_dp.models.wide_resnet import WideResNet
 from lightning_dp.models.zoo import register_with_timm
 
 __all__ = (
-    "ACSConv3d",
-    "Cardioid",
     "ColourCNN",
-    "ComplexAvgPool",
-    "ComplexCNN",
-    "ComplexConv1d",
-    "ComplexConv2d",
-    "ComplexGroupNorm",
-    "ComplexLayerNorm",
-    "ComplexLinear",
-    "ConjugateMish",
-    "ConjugatePool",
-    "Crops",
-    "EncoderClassifier",
     "FlatLinear",
     "GroupNormMLP",
-    "MeshGNN",
+    "GroupSearch",
     "ProjectedLinear",
     "RDDC",
     "RandomProjection",
-    "RealPart",
     "ResNet9",
     "ResidualBlock",
     "ScaleNorm",
     "ScatteringTransform",
-    "SeparableMish",
-    "SliceEncoder",
-    "SliceNet",
     "SmoothNet",
-    "StandardisedComplexConv2d",
     "StandardisedConv2d",
     "TanhMLP",
     "TemperedCNN",
     "TemperedSigmoid",
-    "chest_xray_resnet9",
+    "WideResNet",
+    "add_scale_norm",
     "replace_batch_norm",
     "search_groups",
-    "volumetric",
 )
 
+# timm has no entry points for networks: its registry is told as soon as this package is imported, where timm is there.
 register_with_timm()

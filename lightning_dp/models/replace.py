@@ -105,10 +105,7 @@ def _group_norm(norm: _BatchNorm, name: str, groups: int | None) -> nn.Module:
 
 
 def group_count(channels: int, groups: int | None = None) -> int:
-    """Groups of a group normalisation: the largest divisor of the channels not above ``groups``.
-
-    By default not above 32, and with at least four channels a group where there are as many.
-    """
+    """The largest divisor of ``channels`` that is not above ``groups``; None: see :func:`replace_batch_norm`."""
     most = min(USUAL_GROUPS, channels // CHANNELS_PER_GROUP) if groups is None else min(groups, channels)
     return next(g for g in range(max(most, 1), 0, -1) if channels % g == 0)
 

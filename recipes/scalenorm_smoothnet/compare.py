@@ -28,7 +28,7 @@ NETWORKS = {
     "smoothnet": ("SmoothNet", {"width": 1.0, "depth": 2}),
     "cnn": ("ColourCNN", {"width": 16, "size": 16}),
 }
-LEARNING_RATES = {"scalenorm": 4.0, "resnet9": 4.0, "smoothnet": 4.0, "cnn": 4.0}
+LEARNING_RATES = {"scalenorm": 1.0, "resnet9": 4.0, "smoothnet": 4.0, "cnn": 4.0}  # what `tune` gave
 TUNING_SEED = 100
 
 
