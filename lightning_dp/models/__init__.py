@@ -21,6 +21,8 @@ __all__ = (
     "FlatLinear",
     "GroupNormMLP",
     "GroupSearch",
+    "MeshGNN",
+    "MoNet",
     "ProjectedLinear",
     "RDDC",
     "RandomProjection",

@@ -5,4 +5,7 @@ from __future__ import annotations
 from lightning_dp.tasks.classification import ClassificationTask
 from lightning_dp.tasks.multilabel import MultiLabelTask
 
-__all__ = ("ClassificationTask", "MultiLabelTask")
+__all__ = (
+    "ClassificationTask",
+    "MultiLabelTask",
+)
