@@ -6,7 +6,6 @@ import math
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
@@ -249,7 +248,7 @@ class Monitor(Callback, Generic[R]):
             return
         self._flush(metric)
         counts = metric.take()
-        result: Callable[[], R] = cache(partial(metric.result_of, counts))
+        result: Callable[[], R] = _Later(metric.result_of, counts)
         named = {name: value for name, value in self._named(metric, counts, result).items() if self._is_logged(name)}
         assert isinstance(self.results, _Results)
         self.results.put(stage, result)
@@ -282,6 +281,18 @@ class Monitor(Callback, Generic[R]):
         if text not in self._shown:
             self._shown.add(text)
             rank_zero_warn(f"{type(self).__name__}: {text}")
+
+
+class _Later:
+    """A result, made when it is first asked for. A class, since processes that are spawned get callbacks by pickle."""
+
+    def __init__(self, make: Callable[[Any], Any], counts: Any) -> None:
+        self._make, self._counts, self._made = make, counts, None
+
+    def __call__(self) -> Any:
+        if self._made is None:
+            self._made = self._make(self._counts)
+        return self._made
 
 
 class _Results(Mapping[Any, Any]):

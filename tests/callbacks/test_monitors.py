@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,20 @@ def test_an_earlier_result_is_not_touched_by_a_later_stage() -> None:
     run.test(module, loader(seed=6), verbose=False)
     close(fairness.results["val"].to_dict(), plain(module, seed=5)["fairness"].to_dict())
     close(calibration.results["val"].to_dict(), plain(module, seed=5)["calibration"].to_dict())
+
+
+def test_a_monitor_with_results_goes_through_pickle() -> None:
+    calibration, fairness = monitors()
+    trainer(calibration, fairness).test(Grouped(), loader(), verbose=False)
+    for monitor in (calibration, fairness):
+        again = pickle.loads(pickle.dumps(monitor))
+        close(again.results["test"].to_dict(), monitor.results["test"].to_dict())
+
+
+def test_probabilities_of_logits_are_torchs() -> None:
+    logits = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)) * 40
+    found = Predictions(None, logits=logits).probabilities("multiclass")
+    torch.testing.assert_close(found, logits.softmax(1))
 
 
 def test_a_few_numbers_are_logged_unless_others_are_named() -> None:
