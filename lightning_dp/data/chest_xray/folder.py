@@ -172,7 +172,7 @@ class ChestXRayFolderDataModule(ArrayDataModule):
         ModuleNotFoundError: if pillow is not installed.
     """
 
-    columns: ClassVar[tuple[str, ...]] = ("inputs", "labels", "levels")
+    columns = ("inputs", "labels", "levels")
     attributes: ClassVar[dict[str, list[str]]] = ATTRIBUTES
     card: ClassVar[DataCard] = DataCard(
         name="Chest X-rays from a folder of yours",

@@ -71,7 +71,7 @@ class ChestXRayDataModule(ArrayDataModule):
         PrivacyConfigError: for an unfairness to a group that does not exist, or more patients than there are.
     """
 
-    columns: ClassVar[tuple[str, ...]] = ("inputs", "labels", "levels")
+    columns = ("inputs", "labels", "levels")
     #: Names of the labels in order.
     findings: ClassVar[tuple[str, ...]] = tuple(FINDINGS)
     num_labels: ClassVar[int] = len(FINDINGS)

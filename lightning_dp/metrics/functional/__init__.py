@@ -18,6 +18,7 @@ from lightning_dp.metrics.functional.calibration import (
     calibration_zeros,
 )
 from lightning_dp.metrics.functional.compare_auroc import AUROCComparison, compare_auroc
+from lightning_dp.metrics.functional.dice import dice, dice_counts
 from lightning_dp.metrics.functional.fairness import (
     FairnessCounts,
     fairness,
@@ -67,10 +68,12 @@ __all__ = (
     "calibration_result",
     "calibration_zeros",
     "compare_auroc",
-    "ensemble_ambiguity",
     "count_area",
     "count_curve",
     "count_hits",
+    "dice",
+    "dice_counts",
+    "ensemble_ambiguity",
     "fairness",
     "fairness_counts",
     "fairness_result",
@@ -81,7 +84,6 @@ __all__ = (
     "object_count_area",
     "rashomon_set",
     "rashomon_set_by_test",
-    "object_count_area",
     "selective",
     "selective_counts",
     "selective_result",
