@@ -23,7 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]  # also when run as a script
 
-from tests.mutants.mutants import MUTANTS, Mutant  # noqa: E402
+from tests.mutants.fault import Mutant  # noqa: E402
+from tests.mutants.mutants import MUTANTS  # noqa: E402
 
 COPIED = ("lightning_dp", "tests", "pyproject.toml")
 TIME_LIMIT = 600  # seconds a fault: a hang is no red test

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mutants.mutants import MUTANTS, Mutant
+from tests.mutants.fault import Mutant
+from tests.mutants.mutants import MUTANTS
 from tests.mutants.run import ROOT, check, misplaced
 
 FAST = [mutant for mutant in MUTANTS if mutant.fast]

@@ -1,0 +1,46 @@
+"""Faults of image networks and their data."""
+
+from __future__ import annotations
+
+from tests.mutants.fault import Mutant, mutant
+
+__all__ = ("PICTURE_FAULTS",)
+
+PICTURE_FAULTS: tuple[Mutant, ...] = (
+    mutant(
+        "norms of the weight in use, not of the weight", "lightning_dp/gradients/rules/standardised.py",
+        "squares = row_squares(self.pulled_back(gradients))", "squares = row_squares(gradients)",
+        "tests/gradients/rules/test_computed_weights.py::test_standardised_convolutions_with_gains_agree",
+    ),
+    mutant(
+        "standardisation rounds a unit to nothing", "lightning_dp/gradients/rules/standardised.py",
+        "return torch.maximum(torch.cat(norms), torch.cat(least))", "return torch.cat(norms)",
+        "tests/gradients/rules/test_computed_weights.py::test_what_standardisation_takes_away_does_not_round_a_unit_to_nothing",
+    ),
+    mutant(
+        "gain of a standardised weight without its gradient", "lightning_dp/gradients/rules/standardised.py",
+        "used = (scale * normal).view_as(weight)", "used = normal.view_as(weight)",
+        "tests/gradients/rules/test_computed_weights.py::test_standardised_convolutions_with_gains_agree",
+    ),
+    mutant(
+        "residual blocks share a norm", "lightning_dp/models/scale_norm.py",
+        "    _refuse_shared(model, found)\n", "",
+        "tests/models/test_scale_norm.py::test_refusals_change_nothing",
+    ),
+    mutant(
+        "a picture on two sides of a split", "lightning_dp/data/emoji_categories.py",
+        "one, other = root(str(base)), root(", "one, other = str(base), (",
+        "tests/data/test_pictures.py::test_no_unit_and_no_picture_is_on_two_sides",
+        "tests/data/test_pictures.py::test_pictures_of_one_code_point_and_equal_pictures_are_one_unit",
+    ),
+    mutant(
+        "views of test pictures", "lightning_dp/data/cifar.py",
+        'augment=self.augment and part == "train"', "augment=self.augment",
+        "tests/data/test_pictures.py::test_cifar_validation_is_held_out_and_only_training_is_moved",
+    ),
+    mutant(
+        "an unpickler that runs code", "lightning_dp/data/cifar.py",
+        "return _ALLOWED[module, name]", "return super().find_class(module, name)",
+        "tests/data/test_pictures.py::test_a_pickle_that_runs_code_is_refused_before_it_does",
+    ),
+)  # fmt: skip  # fmt: skip
