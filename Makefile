@@ -47,6 +47,7 @@ bench: $(VENV)/.lightning-dp-test ## the cost of a private step beside the plain
 	$(PY) -m benchmarks.outside_step
 	$(PY) -m benchmarks.ranks
 	$(PY) -m benchmarks.strategies
+	$(PY) -m benchmarks.models
 
 compatibility: $(VENV)/.lightning-dp-test ## which of timm's families train exactly (half an hour)
 	$(PY) benchmarks/compatibility.py
