@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 # Before torch is imported: two ranks on two cores must not start four threads each; plots need no screen.
@@ -48,7 +49,10 @@ def clean_process() -> Iterator[None]:
     """Put back every process-wide switch, and fail a test that leaks one nobody expects to change."""
     environment = dict(os.environ)
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
     yield
+    logger.setLevel(level)  # scripts of recipes silence it, as scripts may
     leaked = {
         key
         for key in environment.keys() | os.environ.keys()

@@ -14,7 +14,7 @@ from lightning_dp.errors import PrivacyConfigError
 
 __all__ = ("Optimisation", "OptimizerName", "ScheduleName")
 
-OptimizerName: TypeAlias = Literal["sgd", "adam"]
+OptimizerName: TypeAlias = Literal["sgd", "adam", "nadam"]
 ScheduleName: TypeAlias = Literal["constant", "cosine", "log_linear"]
 
 
@@ -24,8 +24,8 @@ class Optimisation:
 
     Args:
         lr: learning rate (peak, if scheduled).
-        momentum: momentum of SGD, or beta1 of Adam.
-        optimizer: ``"sgd"`` or ``"adam"``.
+        momentum: momentum of SGD, or beta1 of Adam and NAdam.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"nadam"``.
         lr_schedule: ``"constant"``; ``"cosine"`` from ``lr`` to 0 over the planned steps; or ``"log_linear"``, from ``lr`` to a
             tenth of it by equal factors, and once more over the second half of the steps.
 
@@ -39,8 +39,8 @@ class Optimisation:
     lr_schedule: ScheduleName
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("sgd", "adam"):
-            raise PrivacyConfigError(f"optimizer={self.optimizer!r} is unknown; choose 'sgd' or 'adam'.")
+        if self.optimizer not in ("sgd", "adam", "nadam"):
+            raise PrivacyConfigError(f"optimizer={self.optimizer!r} is unknown; choose 'sgd', 'adam' or 'nadam'.")
         if self.lr_schedule not in ("constant", "cosine", "log_linear"):
             raise PrivacyConfigError(
                 f"lr_schedule={self.lr_schedule!r} is unknown; choose 'constant', 'cosine' or 'log_linear'."
@@ -63,7 +63,8 @@ class Optimisation:
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
         else:
-            optimizer = torch.optim.Adam(groups, lr=self.lr, betas=(self.momentum, 0.999))
+            kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.NAdam
+            optimizer = kind(groups, lr=self.lr, betas=(self.momentum, 0.999))
         if self.lr_schedule == "constant":
             return optimizer
         steps = int(module.trainer.estimated_stepping_batches)
