@@ -84,5 +84,5 @@ def test_configuration_for_a_gpu_builds_what_it_says(tmp_path: Path, monkeypatch
     words = [f"--config={RECIPE / 'gpu.yaml'}", "--trainer.accelerator=cpu", "--trainer.logger=false"]
     session = lightning_dp.cli.command_line([*words, "--trainer.enable_checkpointing=false"], run=False)
     assert session.model.network.features == 512
-    assert session.model.optimizer_name == "nadam"
+    assert session.model.optimisation.optimizer == "nadam"
     assert session.datamodule.num_classes == 11
