@@ -67,12 +67,12 @@ class ProductSum(Contribution):
         """An upper bound ``(U,)`` on the sum of ``||a[u, g, t]||^2`` over groups and positions."""
         return row_squares(self.a)
 
-    def build(self, out: Tensor) -> None:
-        """Writes the units' gradients to ``out`` ``(U, G * p * d)``."""
+    def write(self, start: int, stop: int, out: Tensor) -> None:
+        """Writes the gradients of units ``start:stop`` to ``out`` ``(S, G * p * d)``, contiguous."""
         _, d, p = self.sizes
-        for start, stop in self._chunks(1):
-            a, b = self.columns(start, stop)
-            torch.bmm(b.flatten(0, 1).mT, a.flatten(0, 1), out=out[start:stop].view(-1, p, d))
+        for first, last in self._chunks(1, start, stop):
+            a, b = self.columns(first, last)
+            torch.bmm(b.flatten(0, 1).mT, a.flatten(0, 1), out=out[first - start : last - start].view(-1, p, d))
 
     @override
     def choose_route(self, memory: Memory) -> None:
@@ -86,8 +86,7 @@ class ProductSum(Contribution):
     def per_unit(self, start: int, stop: int) -> Tensor:
         if self.held is not None:
             return self.in_shape(self.held[start:stop])
-        a, b = self.columns(start, stop)
-        return self.in_shape((b.mT @ a).reshape(stop - start, -1))
+        return self.in_shape(self._written(start, stop))
 
     @override
     def weighted_sum(self, weights: Tensor) -> Tensor:
@@ -206,12 +205,23 @@ class ProductSum(Contribution):
                 norms[first:last] = torch.where(self.doubtful[first:last], exact, norms[first:last])
         return norms
 
-    def _chunks(self, elements: int) -> Iterator[tuple[int, int]]:
+    def _chunks(self, elements: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
         """Ranges of units for which ``elements`` a unit, and the patches of all, stay within the memory bound."""
         length, d, _ = self.sizes
         patches = length * d * self.groups if self.unfolds else 0
-        chunk = None if self._memory is None else self._memory.chunk_bytes // self.a.element_size()
-        return unit_chunks(self.num_units, max(elements, patches), chunk)
+        stop = self.num_units if stop is None else stop
+        ranges = unit_chunks(stop - start, max(elements, patches), self._chunk_elements)
+        return ((start + first, start + last) for first, last in ranges)
+
+    @property
+    def _chunk_elements(self) -> int | None:
+        """How many elements one temporary may have; ``None``: the usual bound."""
+        return None if self._memory is None else self._memory.chunk_bytes // self.a.element_size()
+
+    def _written(self, start: int, stop: int) -> Tensor:
+        out = self.a.new_empty(stop - start, self.shape.numel())
+        self.write(start, stop, out)
+        return out
 
     def _gram(self) -> tuple[Tensor, Energies]:
         norms, found = [], []
@@ -228,7 +238,7 @@ class ProductSum(Contribution):
     def _built(self) -> Tensor:
         shape = (self.num_units, self.shape.numel())
         held = self.a.new_empty(shape) if self._memory is None else self._memory.buffer(shape, self.a)
-        self.build(held)
+        self.write(0, self.num_units, held)
         return held
 
     def _hold(self) -> Tensor:
@@ -237,9 +247,8 @@ class ProductSum(Contribution):
 
     def _stream(self) -> Tensor:
         norms = []
-        for start, stop in self._chunks(self.shape.numel()):
-            a, b = self.columns(start, stop)
-            norms.append(row_squares((b.mT @ a).flatten(1)))
+        for start, stop in unit_chunks(self.num_units, self.shape.numel(), self._chunk_elements):
+            norms.append(row_squares(self._written(start, stop)))
         return torch.cat(norms)
 
     def _positions(self) -> Energies:
