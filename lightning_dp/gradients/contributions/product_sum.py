@@ -160,11 +160,11 @@ class ProductSum(Contribution):
             norms, found = self._gram()
         else:
             norms = self._hold() if self.route == "held" else self._stream()
-            if self._nothing_cancels(norms):
-                self._drop_if_held()
+            if self.nothing_cancels(norms, row_squares(self.b)):
+                self.drop_if_held()
                 return norms
             found = self._positions()
-            self._drop_if_held()
+            self.drop_if_held()
         lost, terms = rounding(found, self.sizes)
         # Terms that cancel leave a sum of the size of their rounding errors, and while they are being summed they push
         # the other units' digits out: a unit never counts as smaller than what that arithmetic can resolve.
@@ -173,19 +173,23 @@ class ProductSum(Contribution):
             self.doubtful = norms < CANCELLATION * terms
         return torch.maximum(norms + self._bounds[0], self._bounds[1])
 
-    def _nothing_cancels(self, norms: Tensor) -> bool:
+    def nothing_cancels(self, norms: Tensor, of_b: Tensor) -> bool:
         """Whether the norms are so large, beside a bound on all their terms, that neither rounding nor underflow matters.
 
         Nearly always so, and much cheaper to see than each position's energy. Asked on CPU only: the answer would stall
         a GPU.
+
+        Args:
+            norms: squared norms ``(U,)``.
+            of_b: the sum of ``||b[u, g, t]||^2`` over groups and positions, ``(U,)``.
         """
         if self.a.device.type != "cpu":
             return False
-        terms = self.most_energy() * row_squares(self.b)
+        terms = self.most_energy() * of_b
         # The square of a norm above 1e-16 cannot have lost a part that matters to underflow.
         return bool(((norms >= terms * resolution(self.sizes[0])) & (norms > 1e-16)).all())
 
-    def _drop_if_held(self) -> None:
+    def drop_if_held(self) -> None:
         """The records are no longer needed where gradients are held: this is the memory that they take instead."""
         if self.held is not None:
             self.a, self.b = self.a[:, :0], self.b[:, :0]

@@ -16,7 +16,9 @@ from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 __all__ = ("ConvGeometry", "ConvWeight", "conv_rule")
 
 CHANNELS_LAST = 4  # inputs from which on patches are copied channels last: rows of a patch are then long enough
-LIBRARY_WORK = 4_000_000  # multiply-adds a unit, from which on one call of the library for each unit is worth its overhead
+LARGE = (
+    1 << 19
+)  # elements of a unit's patches, from which on a call of the library for each unit costs less than they do
 SIDE_BY_SIDE = 256  # positions, from which on the library differentiates several units at once faster than from patches
 BLOCK_OF_CHANNELS = 8  # the library's fast kernels go by blocks of channels
 
@@ -38,8 +40,8 @@ class ConvWeight(ProductSum):
         d, p = shape[1:].numel(), shape[0] // geometry.groups
         super().__init__(x, grad, shape, (length, d, p), unfolds=geometry.kernel_elements > 1)
         self.geometry, self.kernel_shape = geometry, shape
-        self._units_a_call = self._library_units()
-        self._channels_last = geometry.groups == 1 and x.shape[2] >= CHANNELS_LAST and not self._units_a_call
+        self.units_a_call = self._library_units()
+        self._channels_last = geometry.groups == 1 and x.shape[2] >= CHANNELS_LAST and not self.units_a_call
 
     def _library_units(self) -> int:
         """How many units' gradients one call of the library's own kernel should give, 0: build them from patches.
@@ -54,7 +56,7 @@ class ConvWeight(ProductSum):
         fitting = CHUNK_BYTES // (self.shape.numel() * self.a.element_size())
         if in_blocks and length >= SIDE_BY_SIDE and fitting >= 4 and self.a.dtype == torch.float32:
             return fitting
-        return 1 if length * self.shape.numel() >= LIBRARY_WORK else 0
+        return 1 if length * d * self.geometry.groups >= LARGE else 0
 
     @override
     def real(self) -> Contribution:
@@ -83,6 +85,15 @@ class ConvWeight(ProductSum):
         outputs, inputs, *kernel = self.kernel_shape
         return gradients.view(gradients.shape[0], outputs, *kernel, inputs).movedim(-1, 2)
 
+    def rows(self, start: int, stop: int) -> Tensor:
+        """The gradients of units ``start:stop`` as ``(S, C_out, d)``, each row in the order of :meth:`row_order`."""
+        gradients = self._written(start, stop) if self.held is None else self.held[start:stop]
+        return gradients.view(stop - start, self.kernel_shape[0], -1)
+
+    def row_order(self, weight: Tensor) -> Tensor:
+        """A weight as ``(C_out, d)`` in the order of the gradients' rows."""
+        return (weight.movedim(1, -1) if self._channels_last else weight).flatten(1)
+
     @property
     @override
     def layout(self) -> object:
@@ -100,11 +111,11 @@ class ConvWeight(ProductSum):
 
     @override
     def write(self, start: int, stop: int, out: Tensor) -> None:
-        if not self._units_a_call:
+        if not self.units_a_call:
             super().write(start, stop, out)
             return
-        for first in range(start, stop, self._units_a_call):
-            last = min(first + self._units_a_call, stop)
+        for first in range(start, stop, self.units_a_call):
+            last = min(first + self.units_a_call, stop)
             gradients = self.geometry.weight_gradients(self.a[first:last], self.b[first:last], self.kernel_shape)
             out[first - start : last - start].view(gradients.shape).copy_(gradients)
 
