@@ -192,7 +192,8 @@ class ProductSum(Contribution):
     def drop_if_held(self) -> None:
         """The records are no longer needed where gradients are held: this is the memory that they take instead."""
         if self.held is not None:
-            self.a, self.b = self.a[:, :0], self.b[:, :0]
+            # New ones without elements: a view of no elements would keep all that it is a view of.
+            self.a, self.b = (t.new_empty(t.shape[0], 0, *t.shape[2:]) for t in (self.a, self.b))
 
     @override
     def repaired(self, norms: Tensor) -> Tensor:
