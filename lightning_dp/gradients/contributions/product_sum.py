@@ -67,12 +67,12 @@ class ProductSum(Contribution):
         """An upper bound ``(U,)`` on the sum of ``||a[u, g, t]||^2`` over groups and positions."""
         return row_squares(self.a)
 
-    def build(self, out: Tensor) -> None:
-        """Writes the units' gradients to ``out`` ``(U, G * p * d)``."""
+    def write(self, start: int, stop: int, out: Tensor) -> None:
+        """Writes the gradients of units ``start:stop`` to ``out`` ``(S, G * p * d)``, contiguous."""
         _, d, p = self.sizes
-        for start, stop in self._chunks(1):
-            a, b = self.columns(start, stop)
-            torch.bmm(b.flatten(0, 1).mT, a.flatten(0, 1), out=out[start:stop].view(-1, p, d))
+        for first, last in self._chunks(1, start, stop):
+            a, b = self.columns(first, last)
+            torch.bmm(b.flatten(0, 1).mT, a.flatten(0, 1), out=out[first - start : last - start].view(-1, p, d))
 
     @override
     def choose_route(self, memory: Memory) -> None:
@@ -86,8 +86,7 @@ class ProductSum(Contribution):
     def per_unit(self, start: int, stop: int) -> Tensor:
         if self.held is not None:
             return self.in_shape(self.held[start:stop])
-        a, b = self.columns(start, stop)
-        return self.in_shape((b.mT @ a).reshape(stop - start, -1))
+        return self.in_shape(self._written(start, stop))
 
     @override
     def weighted_sum(self, weights: Tensor) -> Tensor:
@@ -161,11 +160,11 @@ class ProductSum(Contribution):
             norms, found = self._gram()
         else:
             norms = self._hold() if self.route == "held" else self._stream()
-            if self._nothing_cancels(norms):
-                self._drop_if_held()
+            if self.nothing_cancels(norms, row_squares(self.b)):
+                self.drop_if_held()
                 return norms
             found = self._positions()
-            self._drop_if_held()
+            self.drop_if_held()
         lost, terms = rounding(found, self.sizes)
         # Terms that cancel leave a sum of the size of their rounding errors, and while they are being summed they push
         # the other units' digits out: a unit never counts as smaller than what that arithmetic can resolve.
@@ -174,22 +173,27 @@ class ProductSum(Contribution):
             self.doubtful = norms < CANCELLATION * terms
         return torch.maximum(norms + self._bounds[0], self._bounds[1])
 
-    def _nothing_cancels(self, norms: Tensor) -> bool:
+    def nothing_cancels(self, norms: Tensor, of_b: Tensor) -> bool:
         """Whether the norms are so large, beside a bound on all their terms, that neither rounding nor underflow matters.
 
         Nearly always so, and much cheaper to see than each position's energy. Asked on CPU only: the answer would stall
         a GPU.
+
+        Args:
+            norms: squared norms ``(U,)``.
+            of_b: the sum of ``||b[u, g, t]||^2`` over groups and positions, ``(U,)``.
         """
         if self.a.device.type != "cpu":
             return False
-        terms = self.most_energy() * row_squares(self.b)
+        terms = self.most_energy() * of_b
         # The square of a norm above 1e-16 cannot have lost a part that matters to underflow.
         return bool(((norms >= terms * resolution(self.sizes[0])) & (norms > 1e-16)).all())
 
-    def _drop_if_held(self) -> None:
+    def drop_if_held(self) -> None:
         """The records are no longer needed where gradients are held: this is the memory that they take instead."""
         if self.held is not None:
-            self.a, self.b = self.a[:, :0], self.b[:, :0]
+            # New ones without elements: a view of no elements would keep all that it is a view of.
+            self.a, self.b = (t.new_empty(t.shape[0], 0, *t.shape[2:]) for t in (self.a, self.b))
 
     @override
     def repaired(self, norms: Tensor) -> Tensor:
@@ -206,12 +210,23 @@ class ProductSum(Contribution):
                 norms[first:last] = torch.where(self.doubtful[first:last], exact, norms[first:last])
         return norms
 
-    def _chunks(self, elements: int) -> Iterator[tuple[int, int]]:
+    def _chunks(self, elements: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
         """Ranges of units for which ``elements`` a unit, and the patches of all, stay within the memory bound."""
         length, d, _ = self.sizes
         patches = length * d * self.groups if self.unfolds else 0
-        chunk = None if self._memory is None else self._memory.chunk_bytes // self.a.element_size()
-        return unit_chunks(self.num_units, max(elements, patches), chunk)
+        stop = self.num_units if stop is None else stop
+        ranges = unit_chunks(stop - start, max(elements, patches), self._chunk_elements)
+        return ((start + first, start + last) for first, last in ranges)
+
+    @property
+    def _chunk_elements(self) -> int | None:
+        """How many elements one temporary may have; ``None``: the usual bound."""
+        return None if self._memory is None else self._memory.chunk_bytes // self.a.element_size()
+
+    def _written(self, start: int, stop: int) -> Tensor:
+        out = self.a.new_empty(stop - start, self.shape.numel())
+        self.write(start, stop, out)
+        return out
 
     def _gram(self) -> tuple[Tensor, Energies]:
         norms, found = [], []
@@ -228,7 +243,7 @@ class ProductSum(Contribution):
     def _built(self) -> Tensor:
         shape = (self.num_units, self.shape.numel())
         held = self.a.new_empty(shape) if self._memory is None else self._memory.buffer(shape, self.a)
-        self.build(held)
+        self.write(0, self.num_units, held)
         return held
 
     def _hold(self) -> Tensor:
@@ -237,9 +252,8 @@ class ProductSum(Contribution):
 
     def _stream(self) -> Tensor:
         norms = []
-        for start, stop in self._chunks(self.shape.numel()):
-            a, b = self.columns(start, stop)
-            norms.append(row_squares((b.mT @ a).flatten(1)))
+        for start, stop in unit_chunks(self.num_units, self.shape.numel(), self._chunk_elements):
+            norms.append(row_squares(self._written(start, stop)))
         return torch.cat(norms)
 
     def _positions(self) -> Energies:

@@ -9,14 +9,18 @@ from typing_extensions import override
 
 from lightning_dp.gradients.contributions import Contribution, OuterProduct, PerUnit
 from lightning_dp.gradients.contributions.product_sum import ProductSum
-from lightning_dp.gradients.memory import Memory
+from lightning_dp.gradients.memory import CHUNK_BYTES, Memory
 from lightning_dp.gradients.reals import real_rows
 from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 
 __all__ = ("ConvGeometry", "ConvWeight", "conv_rule")
 
 CHANNELS_LAST = 4  # inputs from which on patches are copied channels last: rows of a patch are then long enough
-LIBRARY_WORK = 4_000_000  # multiply-adds a unit
+LARGE = (
+    1 << 19
+)  # elements of a unit's patches, from which on a call of the library for each unit costs less than they do
+SIDE_BY_SIDE = 256  # positions, from which on the library differentiates several units at once faster than from patches
+BLOCK_OF_CHANNELS = 8  # the library's fast kernels go by blocks of channels
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -36,7 +40,23 @@ class ConvWeight(ProductSum):
         d, p = shape[1:].numel(), shape[0] // geometry.groups
         super().__init__(x, grad, shape, (length, d, p), unfolds=geometry.kernel_elements > 1)
         self.geometry, self.kernel_shape = geometry, shape
-        self._channels_last = geometry.groups == 1 and x.shape[2] >= CHANNELS_LAST
+        self.units_a_call = self._library_units()
+        self._channels_last = geometry.groups == 1 and x.shape[2] >= CHANNELS_LAST and not self.units_a_call
+
+    def _library_units(self) -> int:
+        """How many units' gradients one call of the library's own kernel should give, 0: build them from patches.
+
+        On CPU that kernel needs no patches. Units side by side are groups of one convolution, as long as all their gradients
+        stay in cache. (Measured; on GPUs patches and one batched product were faster.)
+        """
+        if self.a.device.type != "cpu" or self.geometry.kernel_elements == 1:
+            return 0
+        length, d, p = self.sizes
+        in_blocks = self.a.shape[2] // self.geometry.groups % BLOCK_OF_CHANNELS == p % BLOCK_OF_CHANNELS == 0
+        fitting = CHUNK_BYTES // (self.shape.numel() * self.a.element_size())
+        if in_blocks and length >= SIDE_BY_SIDE and fitting >= 4 and self.a.dtype == torch.float32:
+            return fitting
+        return 1 if length * d * self.geometry.groups >= LARGE else 0
 
     @override
     def real(self) -> Contribution:
@@ -65,6 +85,15 @@ class ConvWeight(ProductSum):
         outputs, inputs, *kernel = self.kernel_shape
         return gradients.view(gradients.shape[0], outputs, *kernel, inputs).movedim(-1, 2)
 
+    def rows(self, start: int, stop: int) -> Tensor:
+        """The gradients of units ``start:stop`` as ``(S, C_out, d)``, each row in the order of :meth:`row_order`."""
+        gradients = self._written(start, stop) if self.held is None else self.held[start:stop]
+        return gradients.view(stop - start, self.kernel_shape[0], -1)
+
+    def row_order(self, weight: Tensor) -> Tensor:
+        """A weight as ``(C_out, d)`` in the order of the gradients' rows."""
+        return (weight.movedim(1, -1) if self._channels_last else weight).flatten(1)
+
     @property
     @override
     def layout(self) -> object:
@@ -81,16 +110,14 @@ class ConvWeight(ProductSum):
         return super().most_energy() * self.geometry.kernel_elements
 
     @override
-    def build(self, out: Tensor) -> None:
-        work = self.sizes[0] * self.shape.numel()
-        if work < LIBRARY_WORK or self.a.device.type != "cpu":
-            super().build(out)
+    def write(self, start: int, stop: int, out: Tensor) -> None:
+        if not self.units_a_call:
+            super().write(start, stop, out)
             return
-        # The library's own kernel, unit by unit, needs no patches; below that much work its overhead dominates.
-        self._channels_last = False
-        for unit in range(self.num_units):
-            gradient = self.geometry.weight_gradient(self.a[unit], self.b[unit], self.kernel_shape)
-            out[unit].view(self.kernel_shape).copy_(gradient)
+        for first in range(start, stop, self.units_a_call):
+            last = min(first + self.units_a_call, stop)
+            gradients = self.geometry.weight_gradients(self.a[first:last], self.b[first:last], self.kernel_shape)
+            out[first - start : last - start].view(gradients.shape).copy_(gradients)
 
 
 class _PartsOfConvWeight(ConvWeight):
@@ -182,13 +209,31 @@ class ConvGeometry:
 
     def weight_gradient(self, x: Tensor, grad: Tensor, shape: torch.Size) -> Tensor:
         """The weight gradient summed over all rows, by the library's own kernel."""
-        weight = x.new_empty(1).expand(shape)  # only its shape is read
+        return self.weight_gradients(x.unsqueeze(0), grad.unsqueeze(0), shape)[0]
+
+    def weight_gradients(self, x: Tensor, grad: Tensor, shape: torch.Size) -> Tensor:
+        """The weight gradients of several units, each summed over its rows, by one call of the library's own kernel.
+
+        Units lie side by side as groups of channels.
+
+        Args:
+            x: padded inputs ``(S, K, C_in, *spatial)``.
+            grad: output gradients ``(S, K, C_out, *out_spatial)``.
+            shape: the weight's shape.
+
+        Returns:
+            ``(S, *shape)``.
+        """
+        units = x.shape[0]
+        x, grad = (t.transpose(0, 1).flatten(1, 2) for t in (x, grad))
+        weight = x.new_empty(1).expand(units * shape[0], *shape[1:])  # only its shape is read
         no_pad = [0] * len(self.kernel)
         result = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, self.stride, self.padding, self.dilation, False, no_pad, self.groups,
+            grad, x, weight, None, self.stride, self.padding, self.dilation, False, no_pad, units * self.groups,
             (False, True, False),
         )  # fmt: skip
-        return result[1]  # type: ignore[no-any-return]
+        gradients: Tensor = result[1]
+        return gradients.view(units, *shape)
 
 
 @register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, complex_too=True)

@@ -18,11 +18,14 @@ from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients import Clipping, GradientEngine, UnitMap
 from lightning_dp.gradients.contributions.base import row_squares
 from lightning_dp.gradients.rules import LayerCall, find_rule
-from lightning_dp.gradients.rules.standardised import standardised_conv_rule
+from lightning_dp.gradients.rules.conv import ConvGeometry, ConvWeight
+from lightning_dp.gradients.rules.standardised import StandardisedWeight, standardised_conv_rule
 from lightning_dp.models import StandardisedConv2d
 from tests.gradients.rules.agreement import assert_agrees, row_counts, unit_losses, unit_maps
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+
+CONV_GEOMETRY = ConvGeometry(nn.Conv2d(8, 16, 3, padding=1))
 
 
 def engine_of(module: nn.Module) -> GradientEngine:
@@ -109,6 +112,25 @@ def test_what_standardisation_takes_away_does_not_round_a_unit_to_nothing() -> N
     used = float(found.factor.abs() * x.norm())  # the norm of what the rule adds up
     assert float(row_squares(found.all_units()).sqrt()) < 1e-4 * used
     assert norm > 0.02 * used
+
+
+@pytest.mark.parametrize("left", [1.0, 0.03, 1e-3])
+def test_a_norm_that_is_a_difference_keeps_its_digits(left: float) -> None:
+    """Gradients mostly along what standardisation takes away, a share of them across: compared with float64."""
+    torch.manual_seed(0)
+    weight = torch.randn(16, 8 * 9)
+    normal = (weight - weight.mean(1, keepdim=True)) / weight.std(1, correction=0, keepdim=True)
+    grads = 3 + 2 * normal + left * torch.randn(5, 16, 8 * 9)
+    used = ConvWeight(torch.zeros(5, 1, 8, 4, 4), torch.zeros(5, 1, 16, 4, 4), torch.Size((16, 8, 3, 3)), CONV_GEOMETRY)
+    factor = torch.rand(16, 1) + 0.1
+    found = StandardisedWeight(used, normal, factor)
+    norms, products = found._of_rows(grads, normal)
+    double = StandardisedWeight(used, normal.double(), factor.double())
+    truth = double.pulled_back(grads.double().view(5, 16, 8, 3, 3)).flatten(1).square().sum(1)
+    ratio = norms / truth
+    assert bool((ratio > 1 - 1e-5).all())  # a norm that comes out small lets a unit through beyond the bound
+    assert bool((ratio < 1 + 1e-3).all())
+    assert torch.allclose(products.double(), (grads.double() * normal.double()).sum(-1), rtol=1e-5)
 
 
 def test_a_weight_normalised_recurrent_layer_agrees() -> None:

@@ -31,7 +31,7 @@ LEAK_FAULTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "norms taken as safe from cancellation unseen", PRODUCT_SUM,
-        "if self._nothing_cancels(norms):", "if True:",
+        "if self.nothing_cancels(norms, row_squares(self.b)):", "if True:",
         f"{ROUTES}::test_no_route_counts_a_unit_as_smaller_than_its_terms_resolve",
     ),
     mutant(

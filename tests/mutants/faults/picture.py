@@ -9,17 +9,28 @@ __all__ = ("PICTURE_FAULTS",)
 PICTURE_FAULTS: tuple[Mutant, ...] = (
     mutant(
         "norms of the weight in use, not of the weight", "lightning_dp/gradients/rules/standardised.py",
-        "squares = row_squares(self.pulled_back(gradients))", "squares = row_squares(gradients)",
+        "squares = ceiling - (taken * factors).sum(1)", "squares = ceiling",
         "tests/gradients/rules/test_computed_weights.py::test_standardised_convolutions_with_gains_agree",
     ),
     mutant(
         "standardisation rounds a unit to nothing", "lightning_dp/gradients/rules/standardised.py",
-        "return torch.maximum(torch.cat(norms), torch.cat(least))", "return torch.cat(norms)",
+        "return torch.maximum(norms + torch.cat(lost), torch.cat(least))", "return norms",
         "tests/gradients/rules/test_computed_weights.py::test_what_standardisation_takes_away_does_not_round_a_unit_to_nothing",
     ),
     mutant(
+        "a norm is a difference of rounded numbers", "lightning_dp/gradients/rules/standardised.py",
+        "(squares >= DIFFERENCE * ceiling).all()", "(squares >= -ceiling).all()",
+        "tests/gradients/rules/test_computed_weights.py::test_a_norm_that_is_a_difference_keeps_its_digits",
+    ),
+    mutant(
+        "units side by side lie in the wrong order", "lightning_dp/gradients/rules/conv.py",
+        "(t.transpose(0, 1).flatten(1, 2) for t in (x, grad))",
+        "(t.reshape(t.shape[1], -1, *t.shape[3:]) for t in (x, grad))",
+        "tests/gradients/rules/test_conv.py::test_every_way_to_the_units_gradients_agrees",
+    ),
+    mutant(
         "gain of a standardised weight without its gradient", "lightning_dp/gradients/rules/standardised.py",
-        "used = (scale * normal).view_as(weight)", "used = normal.view_as(weight)",
+        "PerUnit((self.scale * self.weight.products())", "PerUnit((self.weight.products())",
         "tests/gradients/rules/test_computed_weights.py::test_standardised_convolutions_with_gains_agree",
     ),
     mutant(
