@@ -78,7 +78,7 @@ class ChestXRayDataModule(ArrayDataModule):
     num_labels: ClassVar[int] = len(FINDINGS)
     #: The attributes of `levels` with their levels in order: what `lightning_dp.Groups` takes.
     attributes: ClassVar[dict[str, list[str]]] = ATTRIBUTES
-    card: ClassVar[DataCard] = DataCard(
+    card = DataCard(
         name="Simulated chest X-rays (a stand-in)",
         licence="masks: CC BY 4.0 (V7 Labs); table: NIH Clinical Center, free to use; both as shipped with torchxrayvision",
         n=6000,
@@ -230,7 +230,7 @@ def make_parts(
         mask_of_patient = rng.choice(own, len(patients))
         amount = amounts(chosen, unfairness, rng)
         pictures = simulate(masks, mask_of_patient, patient, amount, image_size, noise, int(rng.integers(2**31)))
-        found = {
+        found: dict[str, NDArray[Any]] = {
             "inputs": pictures.images, "labels": chosen.labels, "levels": chosen.levels, "unit_id": patient,
             "mask": mask_of_patient[patient], "amount": amount, "strength": pictures.strength, "patient": chosen.patient,
         }  # fmt: skip

@@ -30,7 +30,7 @@ def amounts(visits: Visits, unfairness: FaintFindings | None, rng: np.random.Gen
 
     It draws as many numbers whatever the unfairness, so that everything drawn later is the same with it and without.
     """
-    found = visits.labels.copy()
+    found: NDArray[np.float32] = visits.labels.copy()
     draw = rng.random(found.shape)
     if unfairness is not None:
         found[treated(visits.levels, unfairness)[:, None] & (draw < unfairness.share)] *= unfairness.contrast

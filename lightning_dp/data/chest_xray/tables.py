@@ -80,7 +80,7 @@ class Visits:
 def finding_visits(table: Visits) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which visits have a finding, ``(n,)``, and which patients have one at some visit, in the order of their numbers."""
     people, of_row = np.unique(table.patient, return_inverse=True)
-    found: NDArray[np.bool_] = table.labels.any(1)
+    found: NDArray[np.bool_] = np.asarray(table.labels.any(1), dtype=np.bool_)
     ill = np.zeros(len(people), dtype=bool)
     np.logical_or.at(ill, of_row, found)
     return found, ill

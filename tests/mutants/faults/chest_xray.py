@@ -48,7 +48,8 @@ CHEST_XRAY_FAULTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "a group's gap to the others with the sign turned", "lightning_dp/metrics/functional/gaps.py",
-        "value = rates.values[g] - (hits.sum() - hits[g]) / others", "value = (hits.sum() - hits[g]) / others - rates.values[g]",
+        "value = rates.values[g] - (hits.sum() - hits[g]) / others",
+        "value = (hits.sum() - hits[g]) / others - rates.values[g]",
         "tests/metrics/test_fairness.py::test_a_hand_table",
     ),
 )  # fmt: skip
