@@ -128,6 +128,9 @@ def report(network: str, runs: list[dict[str, Any]]) -> None:
     for name in runs[0]["counts"]:
         each = []
         for count, n in (r["counts"][name] for r in runs):
+            if not n:  # few test volumes, and none with a lesion in this view
+                each.append("0/0")
+                continue
             low, high = wilson_interval(count, n)
             each.append(f"{count}/{n} = {count / n:.3f} [{low:.3f}, {high:.3f}]")
         print(f"  {network}: planted slice in the first {TOP}, {name}: {'; '.join(each)}", flush=True)
