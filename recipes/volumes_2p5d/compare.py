@@ -34,7 +34,8 @@ POOLINGS = ("attention", "mean", "max", "lstm", "transformer")
 BASELINES = ("conv3d", "acs", "2.5d")
 NETWORK = "--model.init_args.network"
 NOT_PRIVATE = ("--trainer.strategy=auto", "--trainer.callbacks=null", "--trainer.max_steps=250",
-               "--data.init_args.batch_size=128")  # fmt: skip
+               "--data.init_args.batch_size=128", "--model.init_args.lr=0.01",
+               "--model.init_args.lr_schedule=constant")  # fmt: skip
 TOP = 3
 
 
