@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +61,8 @@ class ArrayDataModule(LightningDataModule):
         has_validation: Whether there is a part ``val``. It has to be known before the arrays are.
     """
 
-    card: ClassVar[DataCard]
+    #: Of the class; a module that reads a folder of the user's has one of its own, since those data are real.
+    card: DataCard
     #: Names of a sample's arrays in the order in which a batch has them.
     columns: tuple[str, ...] = ("inputs", "labels")
 

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -152,7 +152,7 @@ class MedMNISTDataModule(ArrayDataModule):
         of ChestMNIST float32 ``(N, 14)``.
     """
 
-    card: ClassVar[DataCard] = DataCard(
+    card = DataCard(
         name="MedMNIST",
         licence="CC BY 4.0, DermaMNIST CC BY-NC 4.0",
         n=0,

@@ -69,7 +69,7 @@ class RegionMNIST3DDataModule(ArrayDataModule):
     """
 
     regions: ClassVar[tuple[str, ...]] = REGIONS
-    card: ClassVar[DataCard] = DataCard(
+    card = DataCard(
         name="RegionMNIST3D (stand-in: warped crops of two real brains)",
         licence="BSD-3-Clause (mricron-data, nilearn); the atlas and the templates have terms of their own",
         n=3000,

@@ -18,32 +18,31 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 from lightning.pytorch import Trainer, seed_everything
 from numpy.typing import NDArray
 from scipy.stats import pearsonr
 from torch import Tensor, nn
+from true_gap import FINDINGS, GROUP, GROUPS, Population, Truth, parity, probabilities
 
-from lightning_dp import DPStrategy, FairnessMonitor, Groups
+from lightning_dp import DPStrategy, FairnessMonitor
 from lightning_dp.data import ChestXRayDataModule, FaintFindings
 from lightning_dp.metrics import FairnessResult
+from lightning_dp.metrics.estimate import Estimate
 from lightning_dp.metrics.functional import AUROCComparison, compare_auroc
 from lightning_dp.tasks import MultiLabelTask
 
 EPS = (math.inf, 8.0, 2.0)
 SEEDS = (0, 1, 2)
 VARIANTS: dict[str, FaintFindings | None] = {"planted": FaintFindings("sex", "female", share=0.6), "control": None}
-GROUPS = Groups(ChestXRayDataModule.attributes)
-FINDINGS = ChestXRayDataModule.findings
-GROUP = "female"
+DATA_SEED = 100  # plus the seed: settings were chosen on the test sets of data seeds 0 to 2
+SETS_AT_ONCE = 5  # test sets of the population that are in memory
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what it spent, what the monitor found on the test set, and what had been planted there.
+    """One training: what it spent, what the monitor found on the test set, and what is true of the model.
 
-    ``known`` is the planted gap for an ideal detector. ``expected`` is it for a detector that finds what can be seen as often
-    as this one does in males, and calls a finding that cannot be seen as often as it calls one that is not there.
+    ``ideal`` and ``ideal_gap`` are accuracy and gap of an ideal detector on the test set, from the generator.
     """
 
     variant: str
@@ -51,23 +50,21 @@ class Run:
     seed: int
     spent: float
     seconds: float
-    known: float
-    expected: float
     ideal: float
+    ideal_gap: float
     fairness: FairnessResult
     scores: NDArray[np.float64]
     labels: NDArray[np.int64]
+    truth: Truth
 
     @property
-    def parity(self) -> tuple[float, float, float]:
+    def parity(self) -> Estimate:
         """The accuracy parity difference of females, with its interval."""
-        found = self.fairness.by("sex").row(GROUP).accuracy_parity_difference
-        return found.value, found.low, found.high
+        return parity(self.fairness)
 
     def holds(self, value: float) -> bool:
         """Whether the interval of the monitor holds a value."""
-        _, low, high = self.parity
-        return low <= value <= high
+        return self.parity.low <= value <= self.parity.high
 
     @property
     def auroc(self) -> list[float]:
@@ -89,15 +86,21 @@ class Centred(nn.Module):
         return 2 * pictures - 1
 
 
-def train(variant: str, eps: float, seed: int, steps: int = 150, n_train: int = 14000, n_test: int = 2000) -> Run:
-    """Trains and tests once; eps inf: without privacy."""
+def module(variant: str, seed: int, batch_size: int, n_train: int, n_test: int) -> ChestXRayDataModule:
+    """The data of one seed; variants of one seed differ in the unfairness and in nothing else."""
+    return ChestXRayDataModule(
+        batch_size=batch_size, n_train=n_train, n_val=0, n_test=n_test, image_size=28, noise=0.05,
+        unfairness=VARIANTS[variant], seed=DATA_SEED + seed,
+    )  # fmt: skip
+
+
+def train(
+    eps: float, seed: int, data: ChestXRayDataModule, steps: int
+) -> tuple[nn.Module, FairnessResult, float, float]:
+    """Trains and tests once; eps inf: without privacy. The model, what the monitor found, eps spent, seconds."""
     start = time.perf_counter()
     seed_everything(seed, verbose=False)  # initial weights; the privacy noise has no seed
     private = math.isfinite(eps)
-    data = ChestXRayDataModule(
-        batch_size=1024 if private else 128, n_train=n_train, n_val=0, n_test=n_test, image_size=28, noise=0.05,
-        unfairness=VARIANTS[variant], seed=seed,
-    )  # fmt: skip
     task = MultiLabelTask(network(), len(FINDINGS), lr=8.0 if private else 0.1, momentum=0.9, lr_schedule="cosine")
     monitor = FairnessMonitor(GROUPS, "multilabel", class_names=FINDINGS, stages=("test",), log=())
     strategy = DPStrategy(eps=eps, delta=1e-5, max_grad_norm=0.1, unit="unit_id") if private else None
@@ -114,42 +117,38 @@ def train(variant: str, eps: float, seed: int, steps: int = 150, n_train: int = 
     )
     trainer.fit(task, data)
     trainer.test(task, data, verbose=False)
-    test = data.arrays()
-    with torch.no_grad():
-        scores = task.eval()(torch.from_numpy(test["test/inputs"])).double().numpy()
     spent = math.inf if strategy is None else strategy.privacy_spent().eps
-    return Run(
-        variant,
-        eps,
-        seed,
-        spent,
-        time.perf_counter() - start,
-        data.planted_parity("sex")[GROUP],
-        expected_parity(monitor.result, data.unfairness),
-        float(data.ideal_accuracies().mean()),
-        monitor.result,
-        scores,
-        test["test/labels"].astype(np.int64),
-    )
+    return task.eval(), monitor.result, spent, time.perf_counter() - start
 
 
-def expected_parity(found: FairnessResult, faint: FaintFindings | None) -> float:
-    """The gap between females and males that the planted unfairness makes with the sensitivity found in males.
-
-    With share s of the females' findings invisible, the true-positive rate falls from t to (1 - s) t + s f, f the
-    false-positive rate. Frequencies are those of the test set.
-    """
-    share = 0.0 if faint is None else faint.share
-    by_sex = found.by("sex")
-    total = 0.0
-    for female, male in zip(by_sex.row("female").outcomes, by_sex.row("male").outcomes, strict=True):
-        t, f = male.tpr.value, male.fpr.value
-        seen = (1 - share) * t + share * f
-        accuracy = [
-            p * rate + (1 - p) * (1 - f) for p, rate in ((female.base_rate.value, seen), (male.base_rate.value, t))
-        ]
-        total += accuracy[0] - accuracy[1]
-    return total / len(FINDINGS)
+def runs_of(
+    seed: int, variants: Sequence[str], eps_grid: Sequence[float], steps: int, n_train: int, n_test: int, sets: int
+) -> list[Run]:
+    """All trainings of one seed, and one population for all of them."""
+    trained = []
+    for variant in variants:
+        for eps in eps_grid:
+            data = module(variant, seed, 1024 if math.isfinite(eps) else 128, n_train, n_test)
+            data.prepare_data()
+            trained.append((variant, eps, data, *train(eps, seed, data, steps)))
+    populations = [Population() for _ in trained]
+    planted = module("planted", seed, 128, n_train, n_test)
+    for chunk in range(0, sets, SETS_AT_ONCE):
+        n = min(SETS_AT_ONCE, sets - chunk) * n_test
+        with_it, without = (planted.population(n, seed=chunk, planted=one) for one in (True, False))
+        for (variant, _, _, model, *_), population in zip(trained, populations, strict=True):
+            population.add(model, (with_it if variant == "planted" else without, without), n_test)
+    made = []
+    for (variant, eps, data, model, found, spent, seconds), population in zip(trained, populations, strict=True):
+        test = data.arrays()
+        made.append(
+            Run(
+                variant, eps, seed, spent, seconds, float(data.ideal_accuracies().mean()),
+                data.planted_parity("sex")[GROUP], found, probabilities(model, test["test/inputs"]).numpy(),
+                test["test/labels"].astype(np.int64), population.truth(),
+            )
+        )  # fmt: skip
+    return made
 
 
 def main(
@@ -160,30 +159,30 @@ def main(
     n_train: int = 14000,
     n_test: int = 2000,
     variants: Sequence[str] = tuple(VARIANTS),
+    sets: int = 50,
 ) -> list[Run]:
     """All runs; prints the tables of the README."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    runs = []
+    runs: list[Run] = []
     print(
-        "variant     eps  seed  accuracy (ideal)  female - male: found [95 %]    planted, in the interval?  "
-        "with its sensitivity, in?  seconds"
+        "| variant | eps | seed | accuracy (ideal) | found | true gap | in the interval | of it planted | ideal detector's "
+        "| test sets that hold it | training |\n" + "|---" * 11 + "|"
     )
-    for variant in variants:
-        for eps in eps_grid:
-            for seed in seeds:
-                run = train(variant, eps, seed, steps, n_train, n_test)
-                runs.append(run)
-                value, low, high = run.parity
-                inside = ["yes" if run.holds(expected) else "NO" for expected in (run.known, run.expected)]
-                print(
-                    f"{variant}  {eps:>6g}  {seed:>4}  {run.fairness.overall.accuracy.value:.3f} ({run.ideal:.3f})     "
-                    f"{value:+.4f} [{low:+.4f}, {high:+.4f}]    {run.known:+.4f} {inside[0]:>3}    "
-                    f"{run.expected:+.4f} {inside[1]:>3}    {run.seconds:.0f}",
-                    flush=True,
-                )
+    for seed in seeds:
+        for run in runs_of(seed, variants, eps_grid, steps, n_train, n_test, sets):
+            runs.append(run)
+            found, true = run.parity, run.truth
+            print(
+                f"| {run.variant} | {run.spent:.3f} | {run.seed} | {run.fairness.overall.accuracy.value:.3f} ({run.ideal:.3f}) "
+                f"| {found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}] | {true.gap:+.4f} ({true.error:.4f}) "
+                f"| {'yes' if run.holds(true.gap) else '**no**'} | {true.gap - true.without:+.4f} | {run.ideal_gap:+.4f} "
+                f"| {true.held}/{true.sets} | {run.seconds:.0f} s |",
+                flush=True,
+            )
     for variant in variants:
         of_variant = [run for run in runs if run.variant == variant]
+        report_coverage(variant, of_variant, eps_grid)
         report_auroc(variant, of_variant, eps_grid)
         report_correlation(variant, of_variant)
         report_ages(variant, of_variant, eps_grid)
@@ -195,6 +194,19 @@ def main(
                 figure.savefig(figures / f"accuracy_{run.variant}_eps_{run.eps:g}.png", dpi=150)
     print(", ".join(f"{name} {version(name)}" for name in ("lightning-dp", "lightning", "torch", "dp-accounting")))
     return runs
+
+
+def report_coverage(variant: str, runs: Sequence[Run], eps_grid: Sequence[float]) -> None:
+    """How often the monitor's interval held the truth: on the runs' own test sets, and on further ones."""
+    print()
+    for eps in eps_grid:
+        chosen = [run for run in runs if run.eps == eps]
+        own = sum(run.holds(run.truth.gap) for run in chosen)
+        held, sets = (sum(getattr(run.truth, name) for run in chosen) for name in ("held", "sets"))
+        print(
+            f"{variant}, eps {eps:g}: the interval holds the model's own gap on {own} of {len(chosen)} test sets, and on "
+            f"{held} of {sets} further ones"
+        )
 
 
 def report_auroc(variant: str, runs: Sequence[Run], eps_grid: Sequence[float]) -> None:
@@ -224,7 +236,7 @@ def comparison(run: Run, runs: Sequence[Run]) -> AUROCComparison | None:
 def report_correlation(variant: str, runs: Sequence[Run]) -> None:
     """Pearson's r of eps and parity over the private runs, and of a finding's frequency and what privacy costs it."""
     private = [run for run in runs if math.isfinite(run.eps)]
-    r = correlation([run.eps for run in private], [run.parity[0] for run in private])
+    r = correlation([run.eps for run in private], [run.parity.value for run in private])
     print(f"{variant}: Pearson's r between eps and accuracy parity of females, private runs: {r}")
     pairs = [(found, run) for run in private if (found := comparison(run, runs)) is not None]
     positives = [float(count) for _, run in pairs for count in run.labels.sum(0)]
@@ -271,6 +283,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--sets", type=int, default=50, help="further test sets of 2,000 fresh patients each")
     parser.add_argument("--figures", type=Path, default=None)
     given = parser.parse_args()
-    main(given.eps, given.seeds, given.steps, given.figures, variants=given.variants)
+    main(given.eps, given.seeds, given.steps, given.figures, variants=given.variants, sets=given.sets)

@@ -34,7 +34,8 @@ POOLINGS = ("attention", "mean", "max", "lstm", "transformer")
 BASELINES = ("conv3d", "acs", "2.5d")
 NETWORK = "--model.init_args.network"
 NOT_PRIVATE = ("--trainer.strategy=auto", "--trainer.callbacks=null", "--trainer.max_steps=250",
-               "--data.init_args.batch_size=128")  # fmt: skip
+               "--data.init_args.batch_size=128", "--model.init_args.lr=0.01",
+               "--model.init_args.lr_schedule=constant")  # fmt: skip
 TOP = 3
 
 
@@ -128,6 +129,9 @@ def report(network: str, runs: list[dict[str, Any]]) -> None:
     for name in runs[0]["counts"]:
         each = []
         for count, n in (r["counts"][name] for r in runs):
+            if not n:  # few test volumes, and none with a lesion in this view
+                each.append("0/0")
+                continue
             low, high = wilson_interval(count, n)
             each.append(f"{count}/{n} = {count / n:.3f} [{low:.3f}, {high:.3f}]")
         print(f"  {network}: planted slice in the first {TOP}, {name}: {'; '.join(each)}", flush=True)

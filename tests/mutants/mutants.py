@@ -9,6 +9,7 @@ from __future__ import annotations
 from tests.mutants.fault import Mutant
 from tests.mutants.faults.accounting import ACCOUNTING_FAULTS
 from tests.mutants.faults.ascent import ASCENT_FAULTS
+from tests.mutants.faults.chest_xray import CHEST_XRAY_FAULTS
 from tests.mutants.faults.clipping import CLIPPING_FAULTS
 from tests.mutants.faults.complex import COMPLEX_FAULTS
 from tests.mutants.faults.detection import DETECTION_FAULTS
@@ -44,6 +45,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *MONITOR_FAULTS,
     *REPORT_FAULTS,
     *PICTURE_FAULTS,
+    *CHEST_XRAY_FAULTS,
     *COMPLEX_FAULTS,
     *DETECTION_FAULTS,
     *MESH_FAULTS,

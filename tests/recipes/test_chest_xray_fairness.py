@@ -11,8 +11,6 @@ import pytest
 
 import lightning_dp.cli
 from lightning_dp.data.chest_xray import module as module_file
-from lightning_dp.metrics import Groups
-from lightning_dp.metrics.functional import Outcomes
 from tests.data.chest_xray.standins import masks, table
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "chest_xray_fairness"
@@ -57,43 +55,51 @@ def test_the_script_measures_both_variants(capsys: pytest.CaptureFixture[str], t
     import chest_xray_fairness
 
     runs = chest_xray_fairness.main(
-        (math.inf, 8.0), (0,), steps=2, n_train=200, n_test=60, figures=tmp_path / "figures"
+        (math.inf, 8.0), (0,), steps=2, n_train=200, n_test=60, figures=tmp_path / "figures", sets=7
     )
     assert [(one.variant, one.eps) for one in runs] == [
         ("planted", math.inf), ("planted", 8.0), ("control", math.inf), ("control", 8.0)
     ]  # fmt: skip
     assert 7 < runs[1].spent <= 8
-    assert runs[0].known < -0.02
-    assert runs[2].known == pytest.approx(0.0, abs=1e-3)
+    assert runs[0].ideal_gap < -0.02
+    assert runs[2].ideal_gap == pytest.approx(0.0, abs=1e-3)
+    assert all(one.truth.sets == 7 for one in runs)
+    assert runs[0].truth.gap != runs[0].truth.without
+    assert runs[2].truth.gap == runs[2].truth.without
     printed = capsys.readouterr().out
     assert "p of no loss" in printed
+    assert "of 7 further ones" in printed
     assert len(list((tmp_path / "figures").iterdir())) == 4
 
 
-def test_the_expected_gap_is_that_of_a_simulated_detector() -> None:
-    """A detector of known sensitivity, and females of whose findings a share is invisible to it."""
+def test_the_true_gap_and_how_often_intervals_hold_it_of_a_detector_of_known_mistakes() -> None:
+    """Pictures are logits already. Females' findings are missed with chance 0.5 where planted, else everybody's with 0.1."""
     import torch
-    from chest_xray_fairness import GROUPS, VARIANTS, expected_parity
+    from true_gap import Population
 
-    from lightning_dp.metrics.functional import fairness
+    rng, n, sets = np.random.default_rng(0), 400, 80
+    labels, male = rng.random((n * sets, 3)) < (0.1, 0.3, 0.5), rng.random(n * sets) < 0.5
+    levels = np.stack([male, rng.integers(0, 5, n * sets)], 1).astype(np.int64)
 
-    faint = VARIANTS["planted"]
-    assert faint is not None
-    rng, n = np.random.default_rng(0), 40_000
-    labels, female = rng.random((n, 3)) < (0.1, 0.3, 0.5), rng.random(n) < 0.5
-    invisible = female[:, None] & (rng.random((n, 3)) < faint.share)
-    seen = labels & ~invisible
-    predicted = rng.random((n, 3)) < np.where(seen, 0.8, 0.1)
-    levels = torch.tensor(np.stack([~female, rng.integers(0, 5, n)], 1).astype(int))
-    found = fairness(
-        torch.tensor(predicted.astype(int)), torch.tensor(labels.astype(int)), levels, GROUPS,
-        Outcomes.of("multilabel", 3), n_boot=10,
-    )  # fmt: skip
-    measured = found.by("sex").row("female").accuracy_parity_difference.value
-    error = math.sqrt(2 * 0.25 / (3 * n / 2))
-    assert abs(measured - expected_parity(found, faint)) < 4 * error
-    assert isinstance(GROUPS, Groups)
-    assert abs(expected_parity(found, None) - measured) > 10 * error
+    def chunk(missed: np.ndarray) -> dict[str, np.ndarray]:
+        seen = labels & (rng.random(labels.shape) >= missed)
+        return {"inputs": np.where(seen, 4.0, -4.0), "labels": labels.astype(np.float32), "levels": levels}
+
+    chunks = chunk(np.where(male, 0.1, 0.5)[:, None]), chunk(np.full((n * sets, 1), 0.1))
+    population = Population()
+    half = n * sets // 2
+    for part in (slice(0, half), slice(half, None)):  # chunk by chunk
+        population.add(torch.nn.Identity(), [{name: a[part] for name, a in one.items()} for one in chunks], n)
+    truth = population.truth()
+    assert truth.gap == pytest.approx(-0.4 * 0.3, abs=4 * truth.error)
+    assert truth.without == pytest.approx(0.0, abs=4 * truth.error)
+    assert truth.error == pytest.approx(np.sqrt(4 * right_variance(chunks[0]) / (n * sets)), rel=0.1)
+    assert truth.sets == sets
+    assert abs(truth.held / sets - 0.95) < 4 * math.sqrt(0.95 * 0.05 / sets)
+
+
+def right_variance(chunk: dict[str, np.ndarray]) -> float:
+    return float(((chunk["inputs"] > 0) == (chunk["labels"] > 0)).mean(1).var())
 
 
 def test_the_readmes_settings_are_the_scripts() -> None:

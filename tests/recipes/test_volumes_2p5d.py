@@ -15,14 +15,20 @@ from tests.data.test_medmnist import write
 pytest.importorskip("nibabel")
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "volumes_2p5d"
-SMALL = [f"--data.init_args.{name}" for name in ("n_train=40", "n_val=0", "n_test=20", "batch_size=10")]
+SMALL = [f"--data.init_args.{name}" for name in ("n_train=16", "n_val=0", "n_test=8", "batch_size=4")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two brains, and the cache of what is made of them, for all tests."""
+    return write_brains(tmp_path_factory.mktemp("brains"))
 
 
 @pytest.fixture
-def brains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("LIGHTNING_DP_CACHE", str(tmp_path / "cache"))
+def brains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("LIGHTNING_DP_CACHE", str(folder / "cache"))
     monkeypatch.setattr(sys, "argv", ["lightning-dp"])
-    return f"--data.init_args.root={write_brains(tmp_path)}"
+    return f"--data.init_args.root={folder}"
 
 
 @pytest.mark.parametrize(
@@ -55,8 +61,8 @@ def test_comparison_runs_and_draws(
     assert figure.stat().st_size > 1000
     (run,) = results["attention"]
     assert 7 < run["eps"] <= 8
-    assert [n for _, n in run["counts"].values()][:2] == [10, 10]
-    assert sum(run["counts"][f"attention in {axis}"][1] for axis in "zxy") == 10
+    assert [n for _, n in run["counts"].values()][:2] == [4, 4]
+    assert sum(run["counts"][f"attention in {axis}"][1] for axis in "zxy") == 4
     assert set(results["conv3d"][0]["metrics"]) == {"accuracy", "auroc", "mcc"}
     assert "planted slice in the first 3, attention of all" in capsys.readouterr().out
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,14 @@ from lightning_dp.optional import require
 __all__ = ("BodyFatDataModule",)
 
 VERSION = 1  # of the simulated data: raised when their equations change
+FOLDER_CARD = DataCard(
+    name="Body surfaces from a folder of yours",
+    licence="that of your data",
+    n=0,  # not known before the folder is read
+    real=True,
+    unit="one body surface; with unit='unit_id' one subject with all of theirs, where targets.csv names subjects",
+    source="the folder given as root=",
+)
 
 
 class BodyFatDataModule(ArrayDataModule):
@@ -64,7 +73,7 @@ class BodyFatDataModule(ArrayDataModule):
         ModuleNotFoundError: An extra is not installed.
     """
 
-    card: ClassVar[DataCard] = DataCard(
+    card = DataCard(
         name="Simulated bodies with fat volumes (stand-in)",
         licence="simulated; the anny body model is Apache-2.0 with CC0 shapes",
         n=6000,
@@ -105,6 +114,8 @@ class BodyFatDataModule(ArrayDataModule):
         self.features, self.targets, self.allow_holes = tuple(features), tuple(targets), allow_holes
         self.sizes = {"train": n_train, "val": n_val, "test": n_test}
         self.in_features = sum(FEATURES[name] for name in features)
+        if root is not None:
+            self.card = FOLDER_CARD
         self.meshes: list[Surface] = []
         self.template: NDArray[np.float64] | None = None
 
@@ -150,6 +161,7 @@ class BodyFatDataModule(ArrayDataModule):
         self.meshes, self.template = folder.meshes, folder.template
         owners, owner = np.unique(folder.subjects, return_inverse=True)
         kept, test = stratified_split(np.zeros(len(owners), dtype=np.int64), self.sizes["test"], self.seed)
+        self.card = replace(FOLDER_CARD, n=len(kept))
         rest, val = stratified_split(np.zeros(len(kept), dtype=np.int64), self.sizes["val"], self.seed + 1)
         found: dict[str, NDArray[Any]] = {}
         for part, chosen in (("train", kept[rest]), ("val", kept[val]), ("test", test)):

@@ -174,7 +174,7 @@ class ChestXRayFolderDataModule(ArrayDataModule):
 
     columns = ("inputs", "labels", "levels")
     attributes: ClassVar[dict[str, list[str]]] = ATTRIBUTES
-    card: ClassVar[DataCard] = DataCard(
+    card = DataCard(
         name="Chest X-rays from a folder of yours",
         licence="that of your data",
         n=0,  # not known before the folder is read

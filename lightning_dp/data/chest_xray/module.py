@@ -14,6 +14,7 @@ from lightning_dp.data.arrays import ArrayDataModule
 from lightning_dp.data.cache import generate_once
 from lightning_dp.data.card import DataCard
 from lightning_dp.data.chest_xray.observer import FaintFindings, ideal_accuracy, parity_differences
+from lightning_dp.data.chest_xray.population import amounts, draw_population, treated
 from lightning_dp.data.chest_xray.simulator import simulate
 from lightning_dp.data.chest_xray.tables import (
     ATTRIBUTES,
@@ -27,7 +28,7 @@ from lightning_dp.errors import PrivacyConfigError
 
 __all__ = ("ChestXRayDataModule", "make_parts")
 
-VERSION = 6  # raise it when the pictures change: the cache is then made anew
+VERSION = 7  # raise it when the pictures change: the cache is then made anew
 PARTS = ("train", "val", "test")
 MASK_SHARES = (0.7, 0.1, 0.2)
 
@@ -77,7 +78,7 @@ class ChestXRayDataModule(ArrayDataModule):
     num_labels: ClassVar[int] = len(FINDINGS)
     #: The attributes of `levels` with their levels in order: what `lightning_dp.Groups` takes.
     attributes: ClassVar[dict[str, list[str]]] = ATTRIBUTES
-    card: ClassVar[DataCard] = DataCard(
+    card = DataCard(
         name="Simulated chest X-rays (a stand-in)",
         licence="masks: CC BY 4.0 (V7 Labs); table: NIH Clinical Center, free to use; both as shipped with torchxrayvision",
         n=6000,
@@ -116,6 +117,7 @@ class ChestXRayDataModule(ArrayDataModule):
         self.max_visits, self.image_size, self.noise = max_visits, image_size, noise
         self.unfairness, self.with_finding, self.seed, self.cache = unfairness, with_finding, seed, cache
         self._made: dict[str, NDArray[Any]] = {}
+        self._sources: tuple[Visits, NDArray[np.bool_]] | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -135,9 +137,15 @@ class ChestXRayDataModule(ArrayDataModule):
 
     def _make(self) -> dict[str, NDArray[Any]]:
         return make_parts(
-            read_nih_table(), read_lung_masks(), self.sizes, self.max_visits, self.image_size, self.noise,
-            self.unfairness, self.with_finding, self.seed,
+            *self.sources(), self.sizes, self.max_visits, self.image_size, self.noise, self.unfairness, self.with_finding,
+            self.seed,
         )  # fmt: skip
+
+    def sources(self) -> tuple[Visits, NDArray[np.bool_]]:
+        """What is real: the table of visits and the lung masks, read once."""
+        if self._sources is None:
+            self._sources = read_nih_table(), read_lung_masks()
+        return self._sources
 
     def ideal_accuracies(self, part: str = "test") -> NDArray[np.float64]:
         """How accurate an ideal observer is expected to be on each picture of a part: the mean over its findings, ``(n,)``.
@@ -147,12 +155,29 @@ class ChestXRayDataModule(ArrayDataModule):
         arrays = self.arrays()
         labels, levels = arrays[f"{part}/labels"], arrays[f"{part}/levels"]
         faint = self.unfairness or FaintFindings(share=0.0)
-        share: NDArray[np.float64] = faint.share * _treated(levels, faint)[:, None].astype(np.float64)
+        share: NDArray[np.float64] = faint.share * treated(levels, faint)[:, None].astype(np.float64)
         prevalence: NDArray[np.float64] = np.clip(labels.mean(0, dtype=np.float64), 1e-6, 1 - 1e-6)
         strength: NDArray[np.float64] = arrays[f"{part}/strength"].astype(np.float64)
         absent, present = ideal_accuracy(strength, prevalence, share, faint.contrast)
         accuracy: NDArray[np.float64] = np.where(labels > 0, present, absent).mean(1)
         return accuracy
+
+    def population(self, n: int, seed: int = 0, *, planted: bool = True) -> dict[str, NDArray[Any]]:
+        """Fresh patients of the population that the test part is drawn from: ``inputs``, ``labels``, ``levels``, ``amount``.
+
+        They are drawn with replacement from the whole table, get a mask of the test part's, an anatomy, a picture and noise of
+        their own: nothing of a training picture is in them. A model's gap on many of them is its true gap, which the
+        interval on a test set should hold as often as it says.
+
+        Args:
+            n: number of patients, one picture each; for many call it with several seeds.
+            seed: of everything; it is no seed of the parts.
+            planted: False draws the same patients, anatomies and noise without the unfairness.
+        """
+        return draw_population(
+            *self.sources(), np.unique(self.arrays()["test/mask"]), n, self.image_size, self.noise,
+            self.unfairness if planted else None, self.with_finding, seed,
+        )  # fmt: skip
 
     def planted_parity(self, attribute: str = "sex", part: str = "test") -> dict[str, float]:
         """The accuracy parity difference of each group with an ideal observer: what the generator has planted.
@@ -163,13 +188,6 @@ class ChestXRayDataModule(ArrayDataModule):
         names = ATTRIBUTES[attribute]
         groups = self.arrays()[f"{part}/levels"][:, place]
         return dict(zip(names, parity_differences(self.ideal_accuracies(part), groups, len(names)), strict=True))
-
-
-def _treated(levels: NDArray[np.int64], faint: FaintFindings) -> NDArray[np.bool_]:
-    """Who is in the group whose findings are faint."""
-    column = levels[:, list(ATTRIBUTES).index(faint.attribute)]
-    treated: NDArray[np.bool_] = column == ATTRIBUTES[faint.attribute].index(faint.level)
-    return treated
 
 
 def make_parts(
@@ -187,7 +205,7 @@ def make_parts(
 
     Returns:
         For each part ``inputs``, ``labels``, ``levels``, ``unit_id``, ``mask`` (its number), ``amount`` (0, 1 or the faint
-        contrast) and ``strength``.
+        contrast), ``strength`` and ``patient`` (the number in the table).
     """
     rng = np.random.default_rng([seed, 71])
     visits = choose_patients(table, sum(sizes.values()), max_visits, rng, with_finding)
@@ -210,14 +228,11 @@ def make_parts(
         chosen = visits.rows(rows)
         patient = np.searchsorted(patients, chosen.patient)
         mask_of_patient = rng.choice(own, len(patients))
-        amount = chosen.labels.copy()
-        if unfairness is not None:
-            faint = _treated(chosen.levels, unfairness)[:, None] & (rng.random(amount.shape) < unfairness.share)
-            amount[faint] *= unfairness.contrast
+        amount = amounts(chosen, unfairness, rng)
         pictures = simulate(masks, mask_of_patient, patient, amount, image_size, noise, int(rng.integers(2**31)))
-        found = {
+        found: dict[str, NDArray[Any]] = {
             "inputs": pictures.images, "labels": chosen.labels, "levels": chosen.levels, "unit_id": patient,
-            "mask": mask_of_patient[patient], "amount": amount, "strength": pictures.strength,
+            "mask": mask_of_patient[patient], "amount": amount, "strength": pictures.strength, "patient": chosen.patient,
         }  # fmt: skip
         made |= {f"{part}/{name}": values for name, values in found.items()}
     return made

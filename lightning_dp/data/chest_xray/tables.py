@@ -16,7 +16,16 @@ from scipy.ndimage import label
 from lightning_dp.errors import PrivacyConfigError
 from lightning_dp.optional import folder_of, require
 
-__all__ = ("ATTRIBUTES", "FINDINGS", "Visits", "age_bin", "choose_patients", "read_lung_masks", "read_nih_table")
+__all__ = (
+    "ATTRIBUTES",
+    "FINDINGS",
+    "Visits",
+    "age_bin",
+    "choose_patients",
+    "finding_visits",
+    "read_lung_masks",
+    "read_nih_table",
+)
 
 #: Findings that are drawn, in the order of the labels, with the names that the NIH table has for them.
 FINDINGS: dict[str, tuple[str, ...]] = {
@@ -68,6 +77,15 @@ class Visits:
         return Visits(self.patient[index], self.sex[index], self.age[index], self.labels[index])
 
 
+def finding_visits(table: Visits) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which visits have a finding, ``(n,)``, and which patients have one at some visit, in the order of their numbers."""
+    people, of_row = np.unique(table.patient, return_inverse=True)
+    found: NDArray[np.bool_] = np.asarray(table.labels.any(1), dtype=np.bool_)
+    ill = np.zeros(len(people), dtype=bool)
+    np.logical_or.at(ill, of_row, found)
+    return found, ill
+
+
 def choose_patients(
     table: Visits, n: int, max_visits: int, rng: np.random.Generator, with_finding: float | None = 0.5
 ) -> Visits:
@@ -88,9 +106,7 @@ def choose_patients(
         PrivacyConfigError: the table has too few patients of a kind.
     """
     people, of_row = np.unique(table.patient, return_inverse=True)
-    found = table.labels.any(1)
-    ill = np.zeros(len(people), dtype=bool)
-    np.logical_or.at(ill, of_row, found)
+    found, ill = finding_visits(table)
     pools = [(np.flatnonzero(ill), 0), (np.flatnonzero(~ill), 0)]
     if with_finding is None:
         pools = [(np.arange(len(people)), n)]

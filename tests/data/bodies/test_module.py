@@ -270,3 +270,15 @@ def test_unknown_settings_are_refused(changed: dict[str, Any], reason: str) -> N
 def test_the_card_says_stand_in() -> None:
     assert not BodyFatDataModule.card.real
     assert "stand-in" in str(BodyFatDataModule.card)
+
+
+def test_the_card_of_a_folder_says_real(tmp_path: Path) -> None:
+    """Whether data are real decides what an eps is worth: a folder of one's own is no stand-in, read or not."""
+    data = BodyFatDataModule(root=str(folder(tmp_path)), level=100, n_val=1, n_test=1, features=("position",))
+    assert data.card.real
+    data.prepare_data()
+    assert data.card.real
+    assert data.card.n == 2  # three meshes, one of them for test
+    assert "stand-in" not in str(data.card)
+    assert not BodyFatDataModule.card.real  # the class still speaks of the simulation
+    assert not BodyFatDataModule(**SMALL).card.real

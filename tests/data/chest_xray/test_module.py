@@ -40,14 +40,17 @@ def test_batches_are_what_the_monitors_expect(tmp_path: Path) -> None:
 
 def test_no_patient_and_no_mask_is_in_two_parts(tmp_path: Path) -> None:
     arrays = small(tmp_path).arrays()
-    used = [set(arrays[f"{part}/mask"]) for part in ("train", "val", "test")]
-    assert not used[0] & used[1]
-    assert not used[0] & used[2]
-    assert not used[1] & used[2]
+    for name in ("mask", "patient"):
+        used = [set(arrays[f"{part}/{name}"]) for part in ("train", "val", "test")]
+        assert not used[0] & used[1]
+        assert not used[0] & used[2]
+        assert not used[1] & used[2]
     assert sorted(set(arrays["train/unit_id"])) == list(range(60))
     assert len(arrays["train/unit_id"]) > 60  # several visits
     for part, n in (("val", 20), ("test", 80)):
         assert len(arrays[f"{part}/unit_id"]) == len(set(arrays[f"{part}/unit_id"])) == n
+    owners = set(zip(arrays["train/patient"], arrays["train/unit_id"], strict=True))
+    assert len(owners) == len(set(arrays["train/patient"])) == 60  # a unit is a patient, and a patient one unit
 
 
 def test_a_patient_keeps_mask_and_sex(tmp_path: Path) -> None:
