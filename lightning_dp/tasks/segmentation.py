@@ -29,8 +29,8 @@ class SegmentationTask(LightningModule):
         network: maps ``(N, C, *sides)`` to logits ``(N, K, *sides)``; K = 1 is foreground against background.
         loss: ``"dice"``, or ``"dice_ce"`` for Dice plus cross-entropy.
         lr: learning rate (peak, if scheduled).
-        momentum: momentum of SGD, or beta1 of Adam.
-        optimizer: ``"sgd"`` or ``"adam"``.
+        momentum: momentum of SGD, or beta1 of Adam and NAdam.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"nadam"``.
         lr_schedule: ``"constant"``, ``"cosine"`` or ``"log_linear"``, see
             :class:`~lightning_dp.tasks.optimisation.Optimisation`.
         num_classes: number of classes with the background: K, or 2 where K = 1.
