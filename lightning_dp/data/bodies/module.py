@@ -149,8 +149,8 @@ class BodyFatDataModule(ArrayDataModule):
         folder = read_folder(root, self.targets, self.level / 100, self.allow_holes)
         self.meshes, self.template = folder.meshes, folder.template
         owners, owner = np.unique(folder.subjects, return_inverse=True)
-        kept, test = stratified_split(np.zeros(len(owners), dtype=np.int64), self.sizes["test"], self.seed)
-        rest, val = stratified_split(np.zeros(len(kept), dtype=np.int64), self.sizes["val"], self.seed + 1)
+        kept, test = stratified_split(np.zeros(len(owners), dtype=np.int64), self.sizes["test"], self.seed, "n_test=")
+        rest, val = stratified_split(np.zeros(len(kept), dtype=np.int64), self.sizes["val"], self.seed + 1, "n_val=")
         found: dict[str, NDArray[Any]] = {}
         for part, chosen in (("train", kept[rest]), ("val", kept[val]), ("test", test)):
             if len(chosen):
@@ -173,5 +173,5 @@ class BodyFatDataModule(ArrayDataModule):
 
     def _graph_loader(self, part: str, size: int, shuffle: bool) -> DataLoader[Any]:
         loader = require("torch_geometric.loader", "graphs", "BodyFatDataModule").DataLoader
-        made: DataLoader[Any] = loader(self._sets[part], size, shuffle=shuffle, num_workers=self.num_workers)
+        made: DataLoader[Any] = loader(self._part_set(part), size, shuffle=shuffle, num_workers=self.num_workers)
         return made
