@@ -128,6 +128,11 @@ class BodyFatDataModule(ArrayDataModule):
 
         return anny_bodies()
 
+    def prepare_data(self) -> None:
+        """Make or read the bodies, if what their batches need is installed."""
+        require("torch_geometric", "graphs", "BodyFatDataModule")
+        super().prepare_data()
+
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Numbers of the meshes, targets and, where there are any, owners of each part."""
         if self.root is not None:

@@ -194,8 +194,9 @@ class ChestXRayFolderDataModule(ArrayDataModule):
     """Real chest X-rays: PNG or JPEG files in ``root`` or below, and a csv file that says whose they are and what they show.
 
     The csv file has the columns ``image`` (a file name, or a path from ``root``), ``patient``, ``sex`` (F or M), ``age``
-    (years), and one column of 0 and 1 for each of ``findings``; or the columns of NIH ChestX-ray14 as downloaded (``Image Index``, ``Finding Labels``, ...).
-    Pictures are read when they are used, made grey, scaled to [0, 1] and to ``image_size``. No patient is in two parts.
+    (years), and one column of 0 and 1 for each of ``findings``; or the columns of NIH ChestX-ray14 as downloaded
+    (``Image Index``, ``Finding Labels``, ...). Pictures are read when they are used, made grey, scaled
+    to [0, 1] and to ``image_size``. No patient is in two parts.
 
     **The privacy unit**: with ``DPStrategy(unit="unit_id")`` one patient, as it should be; otherwise one picture.
 

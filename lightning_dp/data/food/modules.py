@@ -261,8 +261,8 @@ class OktoberfestFoodDataModule(_FoodDataModule):
             seen.add(path.resolve())
             if len(one.labels) > self.max_boxes:
                 raise ValueError(
-                    f"{path} has {len(one.labels)} boxes, there are places for {self.max_boxes}: raise max_boxes (it is public, "
-                    "so give a bound that holds for any image), or leave the smallest boxes out."
+                    f"{path} has {len(one.labels)} boxes, there are places for {self.max_boxes}: raise max_boxes (it is "
+                    "public, so give a bound that holds for any image), or leave the smallest boxes out."
                 )
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
