@@ -94,7 +94,8 @@ class MultiLabelTask(ClassificationTask):
         if logits.shape != labels.shape:
             raise ValueError(
                 f"the labels have the shape {tuple(labels.shape)} and the logits {tuple(logits.shape)}: a label of 0 or 1 is "
-                "needed for each logit. For class numbers use ClassificationTask."
+                "needed for each logit. Give the network as many outputs as there are labels; for class numbers use "
+                "ClassificationTask."
             )
         return F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=self.pos_weight)
 

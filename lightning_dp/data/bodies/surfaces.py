@@ -226,6 +226,7 @@ def decimate(surface: Surface, share: float) -> Surface:
     faces = faces[~_degenerate(faces)]
     if not len(faces):
         raise PrivacyConfigError(
-            f"no triangle is left at {share:.3g} of {len(surface.vertices)} vertices; keep a larger share (level=100 keeps all)."
+            f"no triangle is left at {share:.3g} of {len(surface.vertices)} vertices; keep a larger share, for one "
+            "level=100."
         )
     return Surface(collapse(surface.vertices, labels), faces)
