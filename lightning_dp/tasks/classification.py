@@ -84,7 +84,8 @@ class ClassificationTask(LightningModule):
         if logits.dim() != 2 or logits.shape[1] != self.num_classes:
             raise ValueError(
                 f"the network gives {tuple(logits.shape)} for {len(labels)} samples, and the task has num_classes="
-                f"{self.num_classes}: logits (N, {self.num_classes}) are needed. Give network and task the same number of classes."
+                f"{self.num_classes}: logits (N, {self.num_classes}) are needed. Give network and task the same number of "
+                "classes."
             )
         if labels.shape != logits.shape[:1] or labels.is_floating_point():
             raise ValueError(
