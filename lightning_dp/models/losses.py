@@ -76,6 +76,6 @@ def _check(logits: Tensor, target: Tensor) -> None:
     if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < classes:
         raise ValueError(
             f"the target holds the classes {int(target.min())} to {int(target.max())}, and {logits.shape[1]} channels of "
-            f"logits know 0 to {classes - 1}: give the network one output for each class, background included, or join classes of "
-            "the masks."
+            f"logits know 0 to {classes - 1}: give the network one output for each class, background included, or join classes "
+            "of the masks."
         )
