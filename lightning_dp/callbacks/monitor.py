@@ -46,7 +46,7 @@ class Monitor(StageListener, Generic[R]):
 
     Every rank adds its own samples, and the sums are reduced once at the end of the stage. Samples that a distributed
     sampler repeats to give each rank as many are not counted twice. Silent during the sanity check. A value that does not
-    exist is logged as NaN, and its reason is shown once.
+    exist is NaN, and its reason is shown once, whether it is logged or only computed beside what is.
 
     Args:
         groups: the groups to break down by, or None.
@@ -211,7 +211,8 @@ class Monitor(StageListener, Generic[R]):
         self._flush(metric)
         counts = metric.take()
         result: Callable[[], R] = _Later(metric.result_of, counts)
-        named = {name: value for name, value in self._named(metric, counts, result).items() if self._is_logged(name)}
+        computed = self._named(metric, counts, result)
+        named = {name: value for name, value in computed.items() if self._is_logged(name)}
         assert isinstance(self.results, _Results)
         self.results.put(stage, result)
         self._latest = stage
@@ -219,7 +220,8 @@ class Monitor(StageListener, Generic[R]):
         wanted = {start + name: value for name, value in named.items()}
         # Equal on all ranks already; sync_dist says so to Lightning. batch_size: the numbers are of the whole stage.
         self.log_dict(wanted, sync_dist=True, batch_size=1, add_dataloader_idx=False)  # type: ignore[attr-defined]
-        absent = {name for name, value in named.items() if math.isnan(value)} - self._shown
+        # Of all that was computed: a group without positives matters to whoever reads the result or a report, logged or not.
+        absent = {name for name, value in computed.items() if math.isnan(value)} - self._shown
         self._shown |= absent
         reasons = absent_values(result().to_dict()) if absent else []
         new = [reason for reason in reasons if reason not in self._shown]
