@@ -7,21 +7,21 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
+from typing import Any, Generic, Protocol, TypeVar, get_args
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data.distributed import DistributedSampler
 from typing_extensions import override
 
 from lightning_dp.callbacks.extraction import Extract, Predictions, predictions_of
+from lightning_dp.callbacks.stages import Stage, StageListener
 from lightning_dp.metrics import Groups
 from lightning_dp.metrics.base import SummedMetric
 from lightning_dp.report import Section
 
 __all__ = ("Monitor", "Stage", "absent_values")
 
-Stage = Literal["val", "test"]
 _ENOUGH = 1 << 20  # numbers predicted (samples times classes) that are added to the metric at once: four megabytes
 _STEPS = {"val": "validation_step", "test": "test_step"}
 
@@ -41,12 +41,12 @@ class Result(Protocol):
 R = TypeVar("R", bound=Result)
 
 
-class Monitor(Callback, Generic[R]):
+class Monitor(StageListener, Generic[R]):
     """Listens to validation and test steps, adds their samples to a metric, and gives its result at the end of each.
 
     Every rank adds its own samples, and the sums are reduced once at the end of the stage. Samples that a distributed
     sampler repeats to give each rank as many are not counted twice. Silent during the sanity check. A value that does not
-    exist is logged as NaN, and its reason is shown once.
+    exist is NaN, and its reason is shown once, whether it is logged or only computed beside what is.
 
     Args:
         groups: the groups to break down by, or None.
@@ -148,50 +148,9 @@ class Monitor(Callback, Generic[R]):
         found: dict[str, float] | None = metric.scalars(counts, frozenset(self.logged))
         return result().scalars() if found is None else found
 
-    # --- hooks ---------------------------------------------------------------------------------------------------------
-
-    @override
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module, "val")
-
-    @override
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module, "test")
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._listen(trainer, "val", outputs, batch, batch_idx, dataloader_idx)
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._listen(trainer, "test", outputs, batch, batch_idx, dataloader_idx)
-
-    @override
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, "val")
-
-    @override
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, "test")
-
     # --- steps ---------------------------------------------------------------------------------------------------------
 
+    @override
     def _start(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
         self._metric, self._waiting, self._numbers = None, [], 0  # also drops what a stage that was broken off has left
         if trainer.sanity_checking or stage not in self.stages:
@@ -211,9 +170,11 @@ class Monitor(Callback, Generic[R]):
         if module.device.type != "mps" and self._metric.device != module.device:  # mps has no float64
             self._metric.to(module.device)
 
+    @override
     def _listen(
         self,
         trainer: Trainer,
+        module: LightningModule,
         stage: Stage,
         outputs: Any,
         batch: Any,
@@ -242,14 +203,16 @@ class Monitor(Callback, Generic[R]):
             return found
         return found.first(max(0, own - start))
 
-    def _finish(self, trainer: Trainer, stage: Stage) -> None:
+    @override
+    def _finish(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
         metric, self._metric = self._metric, None
         if metric is None:
             return
         self._flush(metric)
         counts = metric.take()
         result: Callable[[], R] = _Later(metric.result_of, counts)
-        named = {name: value for name, value in self._named(metric, counts, result).items() if self._is_logged(name)}
+        computed = self._named(metric, counts, result)
+        named = {name: value for name, value in computed.items() if self._is_logged(name)}
         assert isinstance(self.results, _Results)
         self.results.put(stage, result)
         self._latest = stage
@@ -257,7 +220,8 @@ class Monitor(Callback, Generic[R]):
         wanted = {start + name: value for name, value in named.items()}
         # Equal on all ranks already; sync_dist says so to Lightning. batch_size: the numbers are of the whole stage.
         self.log_dict(wanted, sync_dist=True, batch_size=1, add_dataloader_idx=False)  # type: ignore[attr-defined]
-        absent = {name for name, value in named.items() if math.isnan(value)} - self._shown
+        # Of all that was computed: a group without positives matters to whoever reads the result or a report, logged or not.
+        absent = {name for name, value in computed.items() if math.isnan(value)} - self._shown
         self._shown |= absent
         reasons = absent_values(result().to_dict()) if absent else []
         new = [reason for reason in reasons if reason not in self._shown]

@@ -7,13 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 from typing_extensions import override
 
+from lightning_dp.callbacks.stages import Stage, StageListener
 from lightning_dp.errors import PrivacyConfigError
 from lightning_dp.posterior import PosteriorPredictor, PosteriorSamples, class_log_probabilities
 
@@ -34,7 +35,7 @@ class PosteriorStrategy(Protocol):
         ...
 
 
-class PosteriorCalibration(Callback):
+class PosteriorCalibration(StageListener):
     """Logs how well calibrated the last iterate is and, beside it, the average over the posterior samples.
 
     On validation and test data, once an epoch: ``val/last_ece``, ``val/last_nll``, ``val/last_accuracy`` and the same with
@@ -68,45 +69,29 @@ class PosteriorCalibration(Callback):
         self._metrics: dict[str, dict[str, Metric]] = {}
 
     @override
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _start(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
         self._metrics = {}
 
     @override
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _listen(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        stage: Stage,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        averaging = stage == "test" or self.averaging_during_fit or trainer.state.fn != TrainerFn.FITTING
+        self._observe(trainer, module, batch, averaging)
+
+    @override
+    def _finish(self, trainer: Trainer, module: LightningModule, stage: Stage) -> None:
+        for name, metrics in self._metrics.items():
+            for key, metric in metrics.items():  # computing sums over the ranks
+                self.log(f"{stage}/{name}_{key}", metric.compute(), rank_zero_only=False)  # type: ignore[attr-defined]
         self._metrics = {}
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        averaging = self.averaging_during_fit or trainer.state.fn != TrainerFn.FITTING
-        self._observe(trainer, pl_module, batch, averaging)
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._observe(trainer, pl_module, batch, True)
-
-    @override
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log("val")
-
-    @override
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log("test")
 
     @torch.no_grad()
     def _observe(self, trainer: Trainer, module: LightningModule, batch: Any, averaging: bool) -> None:
@@ -131,12 +116,6 @@ class PosteriorCalibration(Callback):
             metrics["ece"].update(probabilities, labels)
             metrics["accuracy"].update(probabilities, labels)
             metrics["nll"].update(F.nll_loss(log_probabilities, labels, reduction="none"))
-
-    def _log(self, part: str) -> None:
-        for name, metrics in self._metrics.items():
-            for key, metric in metrics.items():  # computing sums over the ranks
-                self.log(f"{part}/{name}_{key}", metric.compute(), rank_zero_only=False)  # type: ignore[attr-defined]
-        self._metrics = {}
 
     def _pair(self, batch: Any) -> tuple[Any, Tensor]:
         if self.inputs_and_labels is not None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
 
+from lightning_dp.data.arrays import ArrayDataModule
 from lightning_dp.data.card import DataCard
 from lightning_dp.data.splits import stratified_split
 from lightning_dp.optional import folder_of
@@ -28,7 +26,7 @@ INPUTS: dict[str, tuple[float, float]] = {
 LARGEST = 3.0  # of a scaled input
 
 
-class ACTG175DataModule(LightningDataModule):
+class ACTG175DataModule(ArrayDataModule):
     """2,139 people with HIV in a trial of four treatments; was there an event (CD4 down by half, AIDS or death)?
 
     Inputs are the sixteen numbers known when the trial began, age, sex and race among them. The file is that of the
@@ -45,10 +43,12 @@ class ACTG175DataModule(LightningDataModule):
         numbered by `attributes`.
 
     Raises:
-        ModuleNotFoundError: in ``setup``, if lifelines is not installed and no root is given.
-        FileNotFoundError: in ``setup``, if the file is not there.
+        ModuleNotFoundError: in ``prepare_data``, if lifelines is not installed and no root is given.
+        FileNotFoundError: in ``prepare_data``, if the file is not there.
+        ValueError: in ``prepare_data``, if it is another table.
     """
 
+    columns = ("inputs", "labels", "levels")
     num_classes = 2
     #: The attributes of `levels` with their levels in order: what `lightning_dp.Groups` takes.
     attributes: ClassVar[dict[str, list[str]]] = {
@@ -68,27 +68,16 @@ class ACTG175DataModule(LightningDataModule):
     def __init__(
         self, batch_size: int = 128, test_size: int = 639, seed: int = 0, root: str | Path | None = None
     ) -> None:
-        super().__init__()
-        self.batch_size, self.test_size, self.seed, self.root = batch_size, test_size, seed, root
-        self._sets: dict[str, TensorDataset] = {}
+        super().__init__(batch_size, batch_size, has_validation=False)
+        self.test_size, self.seed, self.root = test_size, seed, root
 
-    def setup(self, stage: str | None = None) -> None:
-        """Load and split once; ``stage`` does not matter for a set this small."""
-        if self._sets:
-            return
+    @override
+    def arrays(self) -> dict[str, NDArray[Any]]:
         inputs, labels, levels = read_actg175(find_actg175(self.root))
-        train, test = stratified_split(labels, self.test_size, self.seed)
-        for name, index in (("train", train), ("test", test)):
-            columns = (inputs[index], labels[index], levels[index])
-            self._sets[name] = TensorDataset(*(torch.from_numpy(column) for column in columns))
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Shuffled training batches."""
-        return DataLoader(self._sets["train"], self.batch_size, shuffle=True)
-
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Test batches."""
-        return DataLoader(self._sets["test"], self.batch_size)
+        every: dict[str, NDArray[Any]] = {"inputs": inputs, "labels": labels, "levels": levels}
+        train, test = stratified_split(labels, self.test_size, self.seed, "test_size=")
+        parts = {"train": train, "test": test}
+        return {f"{part}/{name}": every[name][index] for part, index in parts.items() if len(index) for name in every}
 
 
 def find_actg175(root: str | Path | None = None) -> Path:
@@ -109,12 +98,26 @@ def find_actg175(root: str | Path | None = None) -> Path:
 
 
 def read_actg175(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """Scaled inputs (n, 16), labels (n,) and levels (n, 3)."""
+    """Scaled inputs (n, 16), labels (n,) and levels (n, 3).
+
+    Raises:
+        ValueError: a column, or a number in one, is missing; the message names it.
+    """
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    if missing := sorted({*INPUTS, "cens"} - set(rows[0] if rows else ())):
+        raise ValueError(
+            f"{path} has no column {', '.join(missing)}, or no rows: it is not the table of ACTG 175, which the package "
+            "lifelines brings (pip install 'lightning-dp[data]', and no root=)."
+        )
 
     def column(name: str) -> NDArray[np.float64]:
-        return np.array([float(row[name]) for row in rows])
+        try:
+            return np.array([float(row[name]) for row in rows])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} holds a value of {name} that is no number ({error}): leave that row out."
+            ) from error
 
     scaled = [(column(name) - centre) / scale for name, (centre, scale) in INPUTS.items()]
     inputs = np.clip(np.stack(scaled, 1), -LARGEST, LARGEST).astype(np.float32)

@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
 
 from lightning_dp.data.card import DataCard
 from lightning_dp.errors import PrivacyConfigError
@@ -19,8 +20,8 @@ from lightning_dp.errors import PrivacyConfigError
 __all__ = ("ArrayDataModule", "ArrayDataset")
 
 
-class ArrayDataset(Dataset[tuple[Tensor, ...]]):
-    """Samples ``(columns[0][i], columns[1][i], ...)``, and whose each sample is.
+class ArrayDataset(TensorDataset):
+    """Samples ``(columns[0][i], columns[1][i], ...)``, and whose each sample is. ``tensors`` holds the columns.
 
     Args:
         columns: Arrays with the samples along axis 0.
@@ -38,14 +39,12 @@ class ArrayDataset(Dataset[tuple[Tensor, ...]]):
             raise PrivacyConfigError(
                 f"columns of different lengths, {lengths}: sample i is row i of each, so that they must agree."
             )
-        self.columns = [torch.from_numpy(np.ascontiguousarray(column)) for column in columns]
+        super().__init__(*(torch.from_numpy(np.ascontiguousarray(column)) for column in columns))
         self.unit_id = unit_id
 
-    def __len__(self) -> int:
-        return len(self.columns[0])
-
+    @override
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return tuple(column[index] for column in self.columns)
+        return tuple(column[index] for column in self.tensors)
 
 
 class ArrayDataModule(LightningDataModule):
@@ -89,9 +88,11 @@ class ArrayDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Take the parts; the stage does not matter."""
-        if self._sets:
-            return
-        arrays = self.arrays()
+        if not self._sets:
+            self._take(self.arrays())
+
+    def _take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Make the data sets of all parts that the arrays name."""
         for part in ("train", "val", "test"):
             if f"{part}/{self.columns[0]}" in arrays:
                 columns = [arrays[f"{part}/{name}"] for name in self.columns]
@@ -103,7 +104,7 @@ class ArrayDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Shuffled training batches."""
-        return DataLoader(self._sets["train"], self.batch_size, shuffle=True, num_workers=self.num_workers)
+        return DataLoader(self._part_set("train"), self.batch_size, shuffle=True, num_workers=self.num_workers)
 
     def val_dataloader(self) -> Any:
         """Validation batches. Without a validation part the module has no such loader, as if this were not here."""
@@ -114,4 +115,13 @@ class ArrayDataModule(LightningDataModule):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, part: str) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self._sets[part], self.eval_batch_size, shuffle=False, num_workers=self.num_workers)
+        return DataLoader(self._part_set(part), self.eval_batch_size, shuffle=False, num_workers=self.num_workers)
+
+    def _part_set(self, part: str) -> ArrayDataset:
+        found = self._sets.get(part)
+        if found is None:
+            raise PrivacyConfigError(
+                f"{type(self).__name__} has no samples in its part {part!r}: give the part a size above 0, or do not ask for "
+                "its loader. Outside a Trainer call prepare_data() and setup() first."
+            )
+        return found

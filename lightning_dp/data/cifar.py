@@ -98,7 +98,7 @@ class CIFARDataModule(ArrayDataModule):
         images, labels = read_cifar(self.root, self.classes, "train")
         test_images, test_labels = read_cifar(self.root, self.classes, "test")
         found: dict[str, NDArray[Any]] = {"test/inputs": test_images, "test/labels": test_labels}
-        kept, held_out = stratified_split(labels, self.val_size, self.seed)
+        kept, held_out = stratified_split(labels, self.val_size, self.seed, "val_size=")
         for part, index in (("train", kept), ("val", held_out)):
             if len(index):
                 found |= {f"{part}/inputs": images[index], f"{part}/labels": labels[index]}

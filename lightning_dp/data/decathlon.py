@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from lightning_dp.data.abdomen.module import hounsfield_window
 from lightning_dp.data.arrays import ArrayDataModule
 from lightning_dp.data.cache import progress
 from lightning_dp.data.card import DataCard
-from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.errors import PrivacyConfigError, PrivacyWarning
 from lightning_dp.optional import require
 
 __all__ = ("DecathlonDataModule", "DecathlonTask", "read_task", "read_volume")
@@ -84,10 +86,14 @@ def read_volume(image: Path, mask: Path, labels: Sequence[int]) -> tuple[NDArray
     nibabel = require("nibabel", "data", "Reading NIfTI files")
     volumes = []
     for path in (image, mask):
-        volume = np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj)
+        try:
+            volume = np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj)
+        except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+            raise ValueError(f"{path} cannot be read as NIfTI ({error}): it is damaged; unpack it again.") from error
         if volume.ndim != 3:
             raise ValueError(
-                f"{path} has shape {volume.shape}: one three-dimensional volume was expected (one modality)."
+                f"{path} has shape {volume.shape}: one three-dimensional volume was expected (one modality). "
+                "Save one modality alone, volume[..., 0] for one."
             )
         volumes.append(volume.transpose(2, 1, 0))  # right, front, head -> head, front, right
     pixels, marks = volumes
@@ -96,7 +102,10 @@ def read_volume(image: Path, mask: Path, labels: Sequence[int]) -> tuple[NDArray
     if not np.isfinite(pixels).all():
         raise ValueError(f"{image} holds values that are no numbers. Replace them, by -1024 (air) for one.")
     if unknown := sorted(set(np.unique(marks).tolist()) - set(labels)):
-        raise ValueError(f"{mask} holds the labels {unknown}, and dataset.json knows {sorted(labels)} alone.")
+        raise ValueError(
+            f"{mask} holds the labels {unknown}, and dataset.json knows {sorted(labels)} alone: correct "
+            "the mask, or add the label to dataset.json."
+        )
     return pixels.astype(np.float32), marks.astype(np.uint8)
 
 
@@ -176,9 +185,10 @@ class DecathlonDataModule(ArrayDataModule):
                 f"foreground={self.foreground} names the labels {unknown}; {task.name} has {dict(task.labels)}."
             )
         n = len(task.cases)
-        if self.n_val + self.n_test >= n:
+        if self.n_val + self.n_test >= n or min(self.n_val, self.n_test) < 0:
             raise PrivacyConfigError(
-                f"n_val={self.n_val} and n_test={self.n_test} leave none of {n} patients to train on. Choose fewer."
+                f"n_val={self.n_val} and n_test={self.n_test} leave none of {n} patients to train on, or are below 0. Choose "
+                "fewer, and not below 0."
             )
         order = np.random.default_rng(self.seed).permutation(n)
         ends = {"test": self.n_test, "val": self.n_test + self.n_val, "train": n}
@@ -191,17 +201,21 @@ class DecathlonDataModule(ArrayDataModule):
         return found
 
     def _part(self, task: DecathlonTask, part: str, patients: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        images, masks, owners = [], [], []
+        images, masks, owners, empty = [], [], [], []
         for patient in progress(patients, f"{task.name}, {part}", len(patients)):
             image_file, mask_file = task.cases[patient]
             pixels, marks = read_volume(image_file, mask_file, list(task.labels))
             classes = np.zeros(marks.shape, np.uint8)
             for k, values in enumerate(self.foreground, start=1):
                 classes[np.isin(marks, values)] = k
+            if not classes.any():
+                empty.append(mask_file)
             image, mask = self._resampled(hounsfield_window(pixels, *self.window), classes)
             images.append(image)
             masks.append(mask)
             owners.append(np.full(len(image), patient, np.int64))
+        if empty:
+            self._say_empty(part, empty, len(patients))
         owner = np.concatenate(owners)
         arrays: dict[str, NDArray[Any]] = {
             "images": np.concatenate(images),
@@ -210,6 +224,16 @@ class DecathlonDataModule(ArrayDataModule):
             "unit_id": owner,
         }
         return {f"{part}/{name}": array for name, array in arrays.items()}
+
+    def _say_empty(self, part: str, empty: list[Path], n: int) -> None:
+        what = f"{len(empty)} of {n} masks of the part {part} hold none of foreground={self.foreground}, such as {empty[0]}"
+        if part == "train" and len(empty) == n:
+            raise ValueError(f"{what}: there is nothing to learn. Name the values of the organ in foreground=.")
+        rank_zero_warn(
+            f"{what}. That is right for patients without the organ or lesion, and found empty it counts as a Dice of 1; if "
+            "they have it, correct the masks or foreground=.",
+            category=PrivacyWarning,
+        )
 
     def _resampled(
         self, image: NDArray[np.float32], mask: NDArray[np.uint8]

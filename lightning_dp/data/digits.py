@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from lightning.pytorch import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from numpy.typing import NDArray
+from typing_extensions import override
 
+from lightning_dp.data.arrays import ArrayDataModule
 from lightning_dp.data.card import DataCard
 from lightning_dp.data.splits import stratified_split
+from lightning_dp.optional import require
 
 __all__ = ("DigitsDataModule",)
 
 
-class DigitsDataModule(LightningDataModule):
+class DigitsDataModule(ArrayDataModule):
     """1,797 handwritten digits of 8 x 8 pixels in ten classes, from the scikit-learn package (no download).
 
     The set has no official split: a seeded stratified one is made, first the test part, then the validation part.
@@ -31,6 +31,9 @@ class DigitsDataModule(LightningDataModule):
 
     Shape:
         Batches ``(images, labels)``: float32 ``(N, 1, 8, 8)`` in [0, 1], int64 ``(N,)``.
+
+    Raises:
+        ModuleNotFoundError: in ``prepare_data``, if scikit-learn is not installed.
     """
 
     num_classes = 10
@@ -46,43 +49,22 @@ class DigitsDataModule(LightningDataModule):
     def __init__(
         self, batch_size: int = 256, val_size: int = 0, test_size: int = 360, seed: int = 0, num_workers: int = 0
     ) -> None:
-        super().__init__()
-        if not val_size:  # an empty loader would make Lightning warn; this makes it see none
-            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
-        self.batch_size, self.val_size, self.test_size = batch_size, val_size, test_size
-        self.seed, self.num_workers = seed, num_workers
-        self._sets: dict[str, TensorDataset] = {}
+        super().__init__(batch_size, batch_size, num_workers, has_validation=val_size > 0)
+        self.val_size, self.test_size, self.seed = val_size, test_size, seed
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Shape of one sample."""
         return 1, 8, 8
 
-    def setup(self, stage: str | None = None) -> None:
-        """Load and split once; ``stage`` does not matter for a set this small."""
-        if self._sets:
-            return
-        from sklearn.datasets import load_digits  # optional dependency: imported where it is used
-
-        bunch = load_digits()
-        images = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32) / 16.0).unsqueeze(1)
+    @override
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        bunch = require("sklearn.datasets", "recipes", "DigitsDataModule").load_digits()
+        images = (np.asarray(bunch.images, dtype=np.float32) / 16.0)[:, None]
         labels = np.asarray(bunch.target, dtype=np.int64)
-        rest, test = stratified_split(labels, self.test_size, self.seed)
-        kept, val = stratified_split(labels[rest], self.val_size, self.seed + 1)
-        for name, index in (("train", rest[kept]), ("val", rest[val]), ("test", test)):
-            self._sets[name] = TensorDataset(images[index], torch.from_numpy(labels[index]))
-
-    def _loader(self, name: str, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self._sets[name], self.batch_size, shuffle=shuffle, num_workers=self.num_workers)
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Shuffled training batches."""
-        return self._loader("train", shuffle=True)
-
-    def val_dataloader(self) -> Any:
-        """Validation batches. With ``val_size`` 0 the module has no validation loader, as if this were not here."""
-        return self._loader("val", shuffle=False)
-
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Test batches."""
-        return self._loader("test", shuffle=False)
+        rest, test = stratified_split(labels, self.test_size, self.seed, "test_size=")
+        kept, val = stratified_split(labels[rest], self.val_size, self.seed + 1, "val_size=")
+        found: dict[str, NDArray[Any]] = {}
+        for part, index in (("train", rest[kept]), ("val", rest[val]), ("test", test)):
+            found |= {f"{part}/inputs": images[index], f"{part}/labels": labels[index]} if len(index) else {}
+        return found

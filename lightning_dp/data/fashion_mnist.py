@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
 
+from lightning_dp.data.arrays import ArrayDataModule
 from lightning_dp.data.card import DataCard
 from lightning_dp.data.idx import IMAGES_MAGIC, LABELS_MAGIC, read_idx
 from lightning_dp.data.splits import stratified_split
 from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.optional import require
 
 __all__ = ("FashionMNISTDataModule", "find_fashion_mnist", "read_fashion_mnist")
 
@@ -39,19 +40,31 @@ def find_fashion_mnist(root: str | Path | None = None) -> Path | None:
 
     Raises:
         PrivacyConfigError: if ``root`` is given and is no folder.
+        FileNotFoundError: if some of the files are in ``root`` and others are not. Another copy would then take the place of
+            what the user pointed at, without a word.
     """
     if root is not None and not Path(root).is_dir():
         raise PrivacyConfigError(f"root={str(root)!r} is not a folder. Create it, or leave root=None.")
     folders = [DEBIAN_FOLDER] if root is None else [Path(root), Path(root) / "FashionMNIST" / "raw"]
     stems = [stem for pair in _FILES.values() for stem in pair]
-    return next((folder for folder in folders if all(_existing(folder, stem) for stem in stems)), None)
+    for folder in folders:
+        missing = [stem for stem in stems if _existing(folder, stem) is None]
+        if not missing:
+            return folder
+        if root is not None and len(missing) < len(stems):
+            raise FileNotFoundError(
+                f"{folder} has some of Fashion-MNIST's four files, and no {', '.join(missing)} (plain or .gz). Add what is "
+                "missing, or leave root=None to take another copy."
+            )
+    return None
 
 
 def _download(root: Path) -> Path:
-    from torchvision.datasets import FashionMNIST  # type: ignore[import-untyped, unused-ignore]  # optional dependency
-
+    datasets = require(
+        "torchvision.datasets", "recipes", f"Fashion-MNIST, which is not in {DEBIAN_FOLDER}: its download"
+    )
     try:
-        FashionMNIST(str(root), train=True, download=True)
+        datasets.FashionMNIST(str(root), train=True, download=True)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"Fashion-MNIST is neither in {root} nor in {DEBIAN_FOLDER}, and the download failed ({error}). "
@@ -86,7 +99,7 @@ def read_fashion_mnist(folder: Path, part: Literal["train", "test"]) -> tuple[Te
     return torch.from_numpy(images).unsqueeze(1).float() / 255, torch.from_numpy(labels).long()
 
 
-class FashionMNISTDataModule(LightningDataModule):
+class FashionMNISTDataModule(ArrayDataModule):
     """60,000 + 10,000 real images of clothing, 28 x 28, ten classes (Xiao, Rasul & Vollgraf 2017, arXiv 1708.07747).
 
     The files are looked for in ``root``, else in the folder of Debian's package ``dataset-fashion-mnist``; failing
@@ -135,21 +148,18 @@ class FashionMNISTDataModule(LightningDataModule):
         eval_batch_size: int = 2000,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        if not val_size:  # an empty loader would make Lightning warn; this makes it see none
-            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+        super().__init__(batch_size, eval_batch_size, num_workers, has_validation=val_size > 0)
         if features not in ("pixels", "scattering"):
             raise PrivacyConfigError(f"features={features!r} is unknown; choose 'pixels' or 'scattering'.")
-        self.root, self.batch_size, self.features = root, batch_size, features
+        self.root, self.features = root, features
         self.val_size, self.seed, self.normalisation_groups = val_size, seed, normalisation_groups
-        self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
-        self._sets: dict[str, TensorDataset] = {}
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Shape of one sample."""
         return (1, 28, 28) if self.features == "pixels" else (81, 7, 7)
 
+    @override
     def prepare_data(self) -> None:
         """Download, if the files are on no known path."""
         if find_fashion_mnist(self.root) is None and find_fashion_mnist() is None:
@@ -160,22 +170,37 @@ class FashionMNISTDataModule(LightningDataModule):
             find_fashion_mnist(self.root) or find_fashion_mnist() or Path(self.root or "data") / "FashionMNIST" / "raw"
         )
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         """Read what the stage needs, once: train and validation for ``fit``, test for ``test``."""
-        folder = self._folder()
         if stage != "test" and "train" not in self._sets:
-            images, labels = read_fashion_mnist(folder, "train")
-            inputs = self._transformed(images)
-            kept, held_out = stratified_split(labels.numpy(), self.val_size, self.seed)
-            for name, index in (("train", kept), ("val", held_out)):
-                every = len(index) == len(labels)  # no copy of the features where nothing is held out
-                chosen = torch.from_numpy(np.ascontiguousarray(index))
-                self._sets[name] = TensorDataset(
-                    inputs if every else inputs[chosen], labels if every else labels[chosen]
-                )
+            self._take(self._training())
         if stage in (None, "test") and "test" not in self._sets:
-            images, labels = read_fashion_mnist(folder, "test")
-            self._sets["test"] = TensorDataset(self._transformed(images), labels)
+            self._take(self._testing())
+
+    @override
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {**self._training(), **self._testing()}
+
+    def _training(self) -> dict[str, NDArray[Any]]:
+        images, labels = (tensor.numpy() for tensor in self._read("train"))
+        kept, held_out = stratified_split(labels, self.val_size, self.seed, "val_size=")
+        if not len(held_out):  # no copy of the features where nothing is held out
+            return {"train/inputs": images, "train/labels": labels}
+        parts = {"train": kept, "val": held_out}
+        return {
+            f"{part}/{name}": column[index]
+            for part, index in parts.items()
+            for name, column in (("inputs", images), ("labels", labels))
+        }
+
+    def _testing(self) -> dict[str, NDArray[Any]]:
+        images, labels = self._read("test")
+        return {"test/inputs": images.numpy(), "test/labels": labels.numpy()}
+
+    def _read(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+        images, labels = read_fashion_mnist(self._folder(), part)
+        return self._transformed(images), labels
 
     def _transformed(self, images: Tensor) -> Tensor:
         if self.features == "pixels":
@@ -191,18 +216,3 @@ class FashionMNISTDataModule(LightningDataModule):
             for start in range(0, len(images), 1000):
                 result[start : start + 1000] = transform(images[start : start + 1000])
         return result
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Shuffled training batches."""
-        return DataLoader(self._sets["train"], self.batch_size, shuffle=True, num_workers=self.num_workers)
-
-    def val_dataloader(self) -> Any:
-        """Validation batches. With ``val_size`` 0 the module has no validation loader, as if this were not here."""
-        return self._evaluation_loader("val")
-
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Test batches."""
-        return self._evaluation_loader("test")
-
-    def _evaluation_loader(self, name: str) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self._sets[name], self.eval_batch_size, shuffle=False, num_workers=self.num_workers)

@@ -90,24 +90,42 @@ def read_medmnist(root: str | Path, name: str, size: int = 28) -> dict[str, NDAr
         )
     facts = MEDMNIST[name]
     arrays: dict[str, NDArray[Any]] = {}
+    for part in PARTS:
+        images, labels = (_read(path, f"{part}_{kind}") for kind in ("images", "labels"))
+        arrays[f"{part}/inputs"] = _inputs(images, facts, size, f"{path.name}: {part}_images")
+        arrays[f"{part}/labels"] = _labels(labels, facts, f"{path.name}: {part}_labels")
+        if len(images) != len(labels):
+            raise ValueError(
+                f"{path.name} has images and labels of different lengths in its part {part}, {len(images)} and {len(labels)}: "
+                "give one label for each image."
+            )
+    return arrays
+
+
+def _read(path: Path, key: str) -> NDArray[Any]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            for part in PARTS:
-                arrays[f"{part}/inputs"] = _inputs(file[f"{part}_images"], facts, size, f"{path.name}: {part}_images")
-                arrays[f"{part}/labels"] = _labels(file[f"{part}_labels"], facts, f"{path.name}: {part}_labels")
-                if len(arrays[f"{part}/inputs"]) != len(arrays[f"{part}/labels"]):
-                    raise ValueError(f"{path.name} has images and labels of different lengths in its part {part}.")
+            found: NDArray[Any] = file[key]
+            return found
     except KeyError as error:
-        raise ValueError(f"{path} is no MedMNIST file: {error.args[0]}") from error
+        needed = ", ".join(f"{part}_images, {part}_labels" for part in PARTS)
+        raise ValueError(f"{path} is no MedMNIST file: it has no {key}. It needs {needed}.") from error
     except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}); fetch it again.") from error
-    return arrays
+    except ValueError as error:  # pickled: an array of arrays, or no npz at all; unpickling could run code
+        raise ValueError(
+            f"{path}: {key} is no array of numbers ({error}). Volumes of unequal size cannot be one array: bring them to one "
+            "size with lightning_dp.data.fit_volume and save them stacked, as uint8. If you saved nothing else, fetch the file "
+            "again."
+        ) from error
 
 
 def _inputs(images: NDArray[Any], facts: MedMNISTFacts, size: int, where: str) -> NDArray[Any]:
     sides = 3 if facts.volumes else 2
     if images.dtype != np.uint8:
-        raise ValueError(f"{where} is of type {images.dtype}, not uint8 from 0 to 255.")
+        raise ValueError(
+            f"{where} is of type {images.dtype}, not uint8 from 0 to 255: scale and round the values, then astype(numpy.uint8)."
+        )
     expected = (size,) * sides + ((3,) if facts.channels == 3 else ())
     if images.shape[1:] != expected:
         raise ValueError(

@@ -11,7 +11,7 @@ __all__ = ("stratified_split",)
 
 
 def stratified_split(
-    labels: NDArray[np.int64], held_out: int, seed: int
+    labels: NDArray[np.int64], held_out: int, seed: int, argument: str = "a number"
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split ``0 .. n-1``; the held-out part has the class proportions of the whole, to within one sample a class.
 
@@ -22,6 +22,7 @@ def stratified_split(
         labels: Class of each sample, ``(n,)``.
         held_out: Number of samples to hold out, ``0 <= held_out < n``.
         seed: Seed of the shuffle.
+        argument: What the user calls the number, for the message.
 
     Returns:
         Sorted indices of the kept and of the held-out samples, int64.
@@ -31,7 +32,10 @@ def stratified_split(
     """
     n = len(labels)
     if not 0 <= held_out < n:
-        raise PrivacyConfigError(f"Cannot hold out {held_out} of {n} samples; choose a number from 0 to {n - 1}.")
+        raise PrivacyConfigError(
+            f"Cannot hold out {held_out} of {n} samples, so that some are left to train on; choose {argument} from 0 to "
+            f"{n - 1}."
+        )
     rng = np.random.default_rng(seed)
     order = rng.permutation(n)
     classes = labels[order]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_dp.errors import PrivacyConfigError
 
-__all__ = ("check_images", "check_positive")
+__all__ = ("check_features", "check_images", "check_positive")
 
 
 def check_images(images: Tensor, channels: int, smallest: int, network: str) -> None:
@@ -35,6 +35,26 @@ def check_images(images: Tensor, channels: int, smallest: int, network: str) -> 
         raise PrivacyConfigError(
             f"{network} got images of {shape[2]} x {shape[3]} pixels; it halves them on the way and needs at least "
             f"{smallest} x {smallest}. Enlarge them (torch.nn.functional.interpolate)."
+        )
+
+
+def check_features(inputs: Tensor, expected: int, network: str, argument: str) -> None:
+    """Refuses samples of another number of elements than a network on flattened inputs was made for.
+
+    Args:
+        inputs: should be ``(N, ...)`` with ``expected`` elements a sample.
+        expected: what the network was made for.
+        network: its name, for the message.
+        argument: the argument that says it, likewise.
+
+    Raises:
+        PrivacyConfigError: another number.
+    """
+    found = inputs[0].numel() if len(inputs) else expected
+    if found != expected:
+        raise PrivacyConfigError(
+            f"{network} got samples of {found} elements, of shape {tuple(inputs.shape[1:])}, and was made for {expected}: "
+            f"make it with {argument}{found}."
         )
 
 

@@ -72,3 +72,10 @@ def _check(logits: Tensor, target: Tensor) -> None:
         )
     if target.is_floating_point():
         raise ValueError(f"the target holds {target.dtype}: give the class of each pixel as int64 (target.long()).")
+    classes = max(logits.shape[1], 2)
+    if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < classes:
+        raise ValueError(
+            f"the target holds the classes {int(target.min())} to {int(target.max())}, and {logits.shape[1]} channels of "
+            f"logits know 0 to {classes - 1}: give the network one output for each class, background included, or join classes "
+            "of the masks."
+        )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.models.images import check_features
 
 __all__ = ("GroupNormMLP", "TanhMLP")
 
@@ -33,6 +34,7 @@ class TanhMLP(nn.Module):
             raise PrivacyConfigError(
                 f"TanhMLP needs the sizes of its input and its output at least, got {list(widths)}"
             )
+        self.in_features = widths[0]
         layers: list[nn.Module] = [nn.Flatten()]
         for size_in, size_out in zip(widths[:-1], widths[1:], strict=True):
             layers += [nn.Linear(size_in, size_out), nn.Tanh()]
@@ -40,6 +42,7 @@ class TanhMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
+        check_features(x, self.in_features, "TanhMLP", "widths[0]=")
         logits: Tensor = self.layers(x)
         return logits
 
@@ -61,6 +64,7 @@ class GroupNormMLP(nn.Module):
 
     def __init__(self, in_features: int, hidden: int = 128, out_features: int = 10, groups: int = 8) -> None:
         super().__init__()
+        self.in_features = in_features
         self.layers = nn.Sequential(
             nn.Flatten(),
             nn.Linear(in_features, hidden),
@@ -71,5 +75,6 @@ class GroupNormMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
+        check_features(x, self.in_features, "GroupNormMLP", "in_features=")
         logits: Tensor = self.layers(x)
         return logits

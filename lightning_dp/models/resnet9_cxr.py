@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.models.images import check_images
 from lightning_dp.models.replace import replace_batch_norm
 from lightning_dp.optional import require
 
@@ -29,7 +30,7 @@ def chest_xray_resnet9(num_labels: int = 8, in_channels: int = 3) -> nn.Module:
 
     Raises:
         ModuleNotFoundError: torchvision is not installed.
-        PrivacyConfigError: for numbers below 1.
+        PrivacyConfigError: for numbers below 1; in ``forward``, for images that do not fit.
     """
     if num_labels < 1 or in_channels < 1:
         raise PrivacyConfigError(f"num_labels={num_labels} and in_channels={in_channels} must be at least 1.")
@@ -41,4 +42,11 @@ def chest_xray_resnet9(num_labels: int = 8, in_channels: int = 3) -> nn.Module:
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):
                 setattr(module, name, nn.Mish())
+    model.register_forward_pre_hook(_check)
     return replace_batch_norm(model, GROUPS)
+
+
+def _check(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    stem = model.get_submodule("conv1")
+    assert isinstance(stem, nn.Conv2d)
+    check_images(inputs[0], stem.in_channels, 32, "chest_xray_resnet9")

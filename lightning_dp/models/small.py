@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dp.errors import PrivacyConfigError
-from lightning_dp.models.images import check_images, check_positive
+from lightning_dp.models.images import check_features, check_images, check_positive
 
 __all__ = ("ColourCNN", "FlatLinear", "SlidingMax", "TemperedCNN", "TemperedSigmoid")
 
@@ -76,6 +76,7 @@ class FlatLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
+        check_features(x, self.linear.in_features, "FlatLinear", "in_features=")
         logits: Tensor = self.linear(x.flatten(1))
         return logits
 
@@ -118,6 +119,11 @@ class TemperedCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits."""
+        if tuple(images.shape[1:]) != (1, 28, 28):
+            raise PrivacyConfigError(
+                f"TemperedCNN takes images (N, 1, 28, 28) and got {tuple(images.shape)}: resize them or take their mean over "
+                "the channels, or choose ColourCNN, which is made for any channels and sizes."
+            )
         logits: Tensor = self.layers((images - self.shift) / self.scale)
         return logits
 

@@ -88,6 +88,11 @@ def _made(
         raise PrivacyConfigError(f"{network.__name__} has no pretrained weights: give pretrained=False.")
     of_timm = {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # passed along with every call
     given = {key: value for key, value in options.items() if key not in of_timm}
+    if refused := sorted(given.keys() & {"features_only", "global_pool", "drop_rate", "out_indices"}):
+        raise PrivacyConfigError(
+            f"{network.__name__} is a whole classifier and has no {', '.join(refused)}: leave it out. Its arguments are in the "
+            f"docstring of lightning_dp.models.{network.__name__}."
+        )
     if "in_chans" in given:
         given["in_channels"] = given.pop("in_chans")
     return network(**{**fixed, **given})

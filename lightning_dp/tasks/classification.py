@@ -52,7 +52,7 @@ class ClassificationTask(LightningModule):
         super().__init__()
         self.optimisation = Optimisation(lr, momentum, optimizer, lr_schedule)
         self.save_hyperparameters(ignore=["network"])
-        self.network = network
+        self.network, self.num_classes = network, num_classes
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -64,7 +64,7 @@ class ClassificationTask(LightningModule):
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch; logs nothing, see the class."""
         inputs, labels = batch[:2]
-        return F.cross_entropy(self(inputs), labels)
+        return self._loss(self(inputs), labels)
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Any]:
         """Update and log accuracy and loss on validation data; returns what monitors read."""
@@ -80,14 +80,35 @@ class ClassificationTask(LightningModule):
         probabilities: Tensor = self(inputs).softmax(-1)
         return probabilities
 
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if logits.dim() != 2 or logits.shape[1] != self.num_classes:
+            raise ValueError(
+                f"the network gives {tuple(logits.shape)} for {len(labels)} samples, and the task has num_classes="
+                f"{self.num_classes}: logits (N, {self.num_classes}) are needed. Give network and task the same number of "
+                "classes."
+            )
+        if labels.shape != logits.shape[:1] or labels.is_floating_point():
+            raise ValueError(
+                f"the labels have the shape {tuple(labels.shape)} and the type {labels.dtype}: one class number of each "
+                "sample, int64 (N,), is needed. Where several labels may hold at once use MultiLabelTask."
+            )
+        try:
+            return F.cross_entropy(logits, labels)
+        except IndexError as error:
+            raise ValueError(
+                f"a label is outside 0 .. {self.num_classes - 1} ({error}): give network and task num_classes= the number of "
+                "classes of the data, which count from 0."
+            ) from error
+
     def _evaluate(self, batch: Sequence[Tensor], part: str, accuracy: MulticlassAccuracy) -> dict[str, Any]:
         inputs, labels = batch[:2]
         logits = self(inputs)
+        loss = self._loss(logits, labels)
         accuracy(logits, labels)
         self.log(f"{part}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True)
         self.log(
             f"{part}/loss",
-            F.cross_entropy(logits, labels),
+            loss,
             on_step=False,
             on_epoch=True,
             batch_size=len(labels),

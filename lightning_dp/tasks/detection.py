@@ -30,8 +30,8 @@ class DetectionTask(LightningModule):
     Args:
         network: The detector; it knows its classes and its stride.
         lr: Learning rate (peak, if scheduled).
-        momentum: Momentum of SGD, or beta1 of Adam.
-        optimizer: ``"sgd"`` or ``"adam"``.
+        momentum: Momentum of SGD, or beta1 of Adam and NAdam.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"nadam"``.
         lr_schedule: ``"constant"``, ``"cosine"`` or ``"log_linear"``, see
             :class:`~lightning_dp.tasks.optimisation.Optimisation`.
         radius: Cells around a box's centre that answer for it.

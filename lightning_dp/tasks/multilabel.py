@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_dp.errors import PrivacyConfigError
 from lightning_dp.tasks.classification import ClassificationTask
+from lightning_dp.tasks.optimisation import OptimizerName, ScheduleName
 
 __all__ = ("MultiLabelTask",)
 
@@ -30,9 +31,10 @@ class MultiLabelTask(ClassificationTask):
         pos_weight: weight of each label's positives. **Give public constants**: the usual (N - n_c) / n_c counts labels of the
             training data, which is a release that no eps accounts for. ``None`` weighs all alike.
         lr: learning rate (peak, if scheduled).
-        momentum: momentum of SGD, or beta1 of Adam.
-        optimizer: ``"sgd"`` or ``"adam"``; both see only the private gradient.
-        lr_schedule: ``"constant"``, or ``"cosine"`` from ``lr`` to 0 over the planned steps.
+        momentum: momentum of SGD, or beta1 of Adam and NAdam.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"nadam"``; each sees only the private gradient.
+        lr_schedule: ``"constant"``, ``"cosine"`` from ``lr`` to 0 over the planned steps, or ``"log_linear"``, see
+            :class:`~lightning_dp.tasks.optimisation.Optimisation`.
 
     Logs:
         ``val/accuracy``, ``val/loss``, ``test/accuracy``, ``test/loss``: once an epoch, over all samples and labels.
@@ -51,8 +53,8 @@ class MultiLabelTask(ClassificationTask):
         pos_weight: Sequence[float] | None = None,
         lr: float = 1.0,
         momentum: float = 0.9,
-        optimizer: Literal["sgd", "adam"] = "sgd",
-        lr_schedule: Literal["constant", "cosine"] = "constant",
+        optimizer: OptimizerName = "sgd",
+        lr_schedule: ScheduleName = "constant",
     ) -> None:
         super().__init__(network, lr, momentum, optimizer, lr_schedule)
         if pos_weight is not None and (len(pos_weight) != num_labels or min(pos_weight) <= 0):
@@ -92,7 +94,8 @@ class MultiLabelTask(ClassificationTask):
         if logits.shape != labels.shape:
             raise ValueError(
                 f"the labels have the shape {tuple(labels.shape)} and the logits {tuple(logits.shape)}: a label of 0 or 1 is "
-                "needed for each logit. For class numbers use ClassificationTask."
+                "needed for each logit. Give the network as many outputs as there are labels; for class numbers use "
+                "ClassificationTask."
             )
         return F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=self.pos_weight)
 

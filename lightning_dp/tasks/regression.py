@@ -34,8 +34,8 @@ class RegressionTask(LightningModule):
         centre: Public constant taken off each target, in its unit.
         scale: Public constant each target is then divided by.
         lr: Learning rate (peak, if scheduled).
-        momentum: Momentum of SGD, or beta1 of Adam.
-        optimizer: ``"sgd"`` or ``"adam"``.
+        momentum: Momentum of SGD, or beta1 of Adam and NAdam.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"nadam"``.
         lr_schedule: a name of :class:`~lightning_dp.tasks.optimisation.Optimisation`.
 
     Logs:

@@ -30,8 +30,8 @@ class ResponseTask(LightningModule):
         lr: learning rate (peak, if scheduled).
         encoder_lr_factor: the encoder is trained at this multiple of it; 0 freezes it. Frozen parameters get no noise.
         reconstruction_weight: lambda of the reconstruction's mean squared error.
-        momentum: momentum of SGD, or beta1 of Adam.
-        optimizer: ``"sgd"`` or ``"adam"``.
+        momentum: momentum of SGD, or beta1 of Adam and NAdam.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"nadam"``.
         lr_schedule: ``"constant"``, ``"cosine"`` or ``"log_linear"``.
 
     Logs:

@@ -29,8 +29,8 @@ class SegmentationTask(LightningModule):
         network: maps ``(N, C, *sides)`` to logits ``(N, K, *sides)``; K = 1 is foreground against background.
         loss: ``"dice"``, or ``"dice_ce"`` for Dice plus cross-entropy.
         lr: learning rate (peak, if scheduled).
-        momentum: momentum of SGD, or beta1 of Adam.
-        optimizer: ``"sgd"`` or ``"adam"``.
+        momentum: momentum of SGD, or beta1 of Adam and NAdam.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"nadam"``.
         lr_schedule: ``"constant"``, ``"cosine"`` or ``"log_linear"``, see
             :class:`~lightning_dp.tasks.optimisation.Optimisation`.
         num_classes: number of classes with the background: K, or 2 where K = 1.
@@ -71,7 +71,7 @@ class SegmentationTask(LightningModule):
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Mean of the samples' own losses; logs nothing, see the class."""
         images, masks = batch[:2]
-        return self.sample_losses(self(images), masks).mean()
+        return self.sample_losses(self._fitting(self(images)), masks).mean()
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Counts the masks of a validation batch."""
@@ -98,9 +98,17 @@ class SegmentationTask(LightningModule):
         """The class of each pixel, int64 ``(N, *sides)``."""
         return (logits.squeeze(1) > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
 
+    def _fitting(self, logits: Tensor) -> Tensor:
+        if logits.shape[1] != self.num_classes and (logits.shape[1], self.num_classes) != (1, 2):
+            raise ValueError(
+                f"the network gives {logits.shape[1]} channels of logits, and the task has num_classes={self.num_classes} with "
+                "the background: give both the same number, or one output for two classes."
+            )
+        return logits
+
     def _evaluate(self, batch: Sequence[Tensor], part: str, metric: SegmentationDice) -> None:
         images, masks = batch[:2]
-        logits = self(images)
+        logits = self._fitting(self(images))
         metric.update(self.masks(logits), masks, batch[2] if len(batch) > 2 else None)
         loss = self.sample_losses(logits, masks).mean()
         self.log(f"{part}/loss", loss, on_step=False, on_epoch=True, batch_size=len(masks), sync_dist=True)

@@ -209,6 +209,19 @@ def test_a_group_never_seen_and_one_class_only_stay_with_their_reason() -> None:
     run.test(module, loader(), verbose=False)  # the reasons are shown once: a second warning would be an error
 
 
+def test_a_number_that_is_computed_and_not_logged_is_missed_aloud_too() -> None:
+    """Only a parity that always exists is logged; nobody is outside class 0, so that it has no false positive rate."""
+    fairness = FairnessMonitor(GROUPS, "multiclass", CLASSES, log=["demographic_parity_difference"])
+    module = Grouped(returns=changed(target=lambda f: f["target"] * 0))
+    run = trainer(fairness)
+    with pytest.warns(UserWarning, match="have no value") as warned:
+        run.test(module, loader(), verbose=False)
+    (told,) = [str(w.message) for w in warned if "have no value" in str(w.message)]
+    assert not any(math.isnan(float(value)) for value in run.callback_metrics.values())
+    assert "fpr, 0, all, overall: no negatives" in told
+    run.test(module, loader(), verbose=False)  # once
+
+
 def test_a_test_set_of_nothing_is_nan_with_the_reason() -> None:
     calibration, fairness = monitors()
     empty = Grouped(returns=lambda f: {k: v[:0] for k, v in f.items()})

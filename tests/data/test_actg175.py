@@ -46,6 +46,13 @@ def test_the_split_holds_everybody_once(tmp_path: Path) -> None:
 def test_a_missing_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="give root="):
         find_actg175(tmp_path)
+    path = stand_in(tmp_path)
+    path.write_text(path.read_text().replace("preanti", "before"))
+    with pytest.raises(ValueError, match="no column preanti"):
+        ACTG175DataModule(root=tmp_path).prepare_data()
+    stand_in(tmp_path).write_text(",".join(HEADER) + "\n" + ",".join(["x"] * len(HEADER)) + "\n")
+    with pytest.raises(ValueError, match="value of age that is no number"):
+        ACTG175DataModule(root=tmp_path).prepare_data()
     monkeypatch.setattr("lightning_dp.optional.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="data"):
         find_actg175()

@@ -72,3 +72,12 @@ def test_columns_of_different_lengths_are_refused() -> None:
         ArrayDataset([np.zeros(3), np.zeros(2)])
     with pytest.raises(PrivacyConfigError, match=r"\[3, 4\]"):
         ArrayDataset([np.zeros(3)], np.zeros(4, dtype=np.int64))
+
+
+def test_a_part_that_is_not_there_is_named() -> None:
+    data = Toy({"train": 20})
+    with pytest.raises(PrivacyConfigError, match=r"in its part 'train'.*call prepare_data\(\) and setup\(\) first"):
+        data.train_dataloader()
+    data.setup()
+    with pytest.raises(PrivacyConfigError, match="in its part 'test': give the part a size above 0"):
+        data.test_dataloader()

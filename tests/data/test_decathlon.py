@@ -12,6 +12,7 @@ import pytest
 from lightning_dp import PrivacyConfigError
 from lightning_dp.data import DecathlonDataModule
 from lightning_dp.data.decathlon import read_task, read_volume
+from lightning_dp.errors import PrivacyWarning
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -129,10 +130,35 @@ def test_damaged_volumes_are_refused(tmp_path: Path) -> None:
         read_volume(tmp_path / "nan.nii.gz", mask, [0, 1, 2])
 
 
+@pytest.mark.parametrize("content", [b"nothing", b"", "cut"])
+def test_files_that_are_no_nifti_are_named(tmp_path: Path, content: bytes | str) -> None:
+    image, mask = read_task(task(tmp_path)).cases[0]
+    image.write_bytes(image.read_bytes()[:60] if isinstance(content, str) else content)
+    with pytest.raises(ValueError, match=r"liver_0.nii.gz cannot be read as NIfTI"):
+        read_volume(image, mask, [0, 1, 2])
+
+
+def test_empty_masks_are_named_and_refused_where_there_is_nothing_else(tmp_path: Path) -> None:
+    root = task(tmp_path)
+    cases = read_task(root).cases
+    write(cases[0][1], np.zeros((8, 6, 3), np.uint8))
+    with pytest.warns(
+        PrivacyWarning, match=r"1 of 4 masks of the part train hold none of foreground=\[\[1, 2\]\].*liver_0"
+    ):
+        found = DecathlonDataModule(root, n_test=0, size=4).arrays()
+    assert set(found["train/unit_id"].tolist()) == {0, 1, 2, 3}  # kept: a patient without the organ is a patient
+    for k, (_, mask) in enumerate(cases):
+        write(mask, np.zeros((8, 6, 3 + k), np.uint8))
+    with pytest.raises(ValueError, match="nothing to learn. Name the values of the organ in foreground="):
+        DecathlonDataModule(root, n_test=0, size=4).arrays()
+
+
 def test_bad_settings_are_explained(tmp_path: Path) -> None:
     root = task(tmp_path)
     with pytest.raises(PrivacyConfigError, match="none of 4 patients"):
         DecathlonDataModule(root, n_val=2, n_test=2).arrays()
+    with pytest.raises(PrivacyConfigError, match="below 0"):
+        DecathlonDataModule(root, n_val=-1, n_test=2).arrays()
     with pytest.raises(PrivacyConfigError, match=r"\[7\]"):
         DecathlonDataModule(root, foreground=[[7]], n_test=1).arrays()
     with pytest.raises(PrivacyConfigError, match="low to high"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -65,3 +66,9 @@ def test_card_names_the_privacy_unit_and_is_frozen() -> None:
     assert "privacy unit: one image" in str(card)
     with pytest.raises(dataclasses.FrozenInstanceError):
         card.n = 0  # type: ignore[misc]
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-dp\[recipes\]'"):
+        DigitsDataModule().prepare_data()

@@ -85,10 +85,13 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         FashionMNISTDataModule(features="wavelets")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="Pass root="):
         read_fashion_mnist(tmp_path, "train")
+    assert find_fashion_mnist(tmp_path) is None
     _write(tmp_path, "train-images-idx3-ubyte", np.zeros((3, 28, 28)))
     _write(tmp_path, "train-labels-idx1-ubyte", np.zeros(4))
     with pytest.raises(ValueError, match=r"expected \(n, 28, 28\) and \(n,\)"):
         read_fashion_mnist(tmp_path, "train")
+    with pytest.raises(FileNotFoundError, match="no t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte"):
+        FashionMNISTDataModule(root=tmp_path).prepare_data()  # and not the copy of Debian's package in its place
     _write(tmp_path, "train-labels-idx1-ubyte", np.array([0, 10, 1]))
     with pytest.raises(ValueError, match="holds the label 10"):
         read_fashion_mnist(tmp_path, "train")

@@ -340,8 +340,18 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="1.png, which is not there"):
         OktoberfestFoodDataModule(over, test_size=0, clip_boxes=True).arrays()
     many = real_folder(tmp_path / "c", "{name} 2 3 10 10 9 9 3 1 1 9 9\n")
-    with pytest.raises(ValueError, match="image 0 has 2 boxes.*raise max_boxes"):
+    with pytest.raises(ValueError, match="0.png has 2 boxes.*raise max_boxes"):
         OktoberfestFoodDataModule(many, test_size=0, max_boxes=1).arrays()
+    away = real_folder(tmp_path / "d", "{name} 1 3 200 10 20 20\n")
+    with pytest.raises(ValueError, match="no area.*lies outside altogether"):
+        OktoberfestFoodDataModule(away, test_size=0, clip_boxes=True).arrays()
+    (away / "0.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="0.png cannot be read as a picture"):
+        OktoberfestFoodDataModule(away, test_size=0, max_boxes=2).arrays()
+    with pytest.raises(PrivacyConfigError, match="below 0"):
+        OktoberfestFoodDataModule(many, val_size=-1, test_size=1).prepare_data()
+    with pytest.raises(ValueError, match="0.png has two lines"):
+        OktoberfestFoodDataModule(real_folder(tmp_path / "e", "0.png 0\n")).prepare_data()
     for kind in (lambda: drawn(size=60), lambda: OktoberfestFoodDataModule(over, size=60)):
         with pytest.raises(PrivacyConfigError, match="divisible by 8"):
             kind()

@@ -41,7 +41,7 @@ def test_each_view_is_a_shifted_or_mirrored_picture() -> None:
     seen = [next(k for k, one in enumerate(every) if torch.equal(one, view)) for view in views]
     assert len(set(seen)) > 20
     assert min(seen) < 25 <= max(seen)
-    assert torch.equal(plain[0][0], moved.columns[0][0].float() / 127.5 - 1)
+    assert torch.equal(plain[0][0], moved.tensors[0][0].float() / 127.5 - 1)
 
 
 # --- CIFAR ------------------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def test_cifar_in_both_forms(tmp_path: Path, classes: Any, form: str, above: boo
     module.prepare_data()
     module.setup()
     for part, loader in (("train", module.train_dataloader()), ("test", module.test_dataloader())):
-        images, labels = loader.dataset.columns
+        images, labels = loader.dataset.tensors
         np.testing.assert_array_equal(images.numpy(), truth[part][0])
         np.testing.assert_array_equal(labels.numpy(), truth[part][1])
     pictures, labels = next(iter(module.train_dataloader()))
@@ -99,7 +99,7 @@ def test_cifar_validation_is_held_out_and_only_training_is_moved(tmp_path: Path)
     train, val = module.train_dataloader().dataset, module.val_dataloader().dataset
     assert (len(train), len(val)) == (40, 10)
     assert (train.augment, val.augment, module.test_dataloader().dataset.augment) == (True, False, False)
-    assert not {x.numpy().tobytes() for x in train.columns[0]} & {x.numpy().tobytes() for x in val.columns[0]}
+    assert not {x.numpy().tobytes() for x in train.tensors[0]} & {x.numpy().tobytes() for x in val.tensors[0]}
 
 
 def python_2_pickle(image: np.ndarray, labels: list[int]) -> bytes:
@@ -207,10 +207,10 @@ def test_no_unit_and_no_picture_is_on_two_sides(tones: bool) -> None:
     assert set(found) == {"train", "val", "test"}
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         assert not set(found[one].unit_id) & set(found[other].unit_id)
-        images = [{x.numpy().tobytes() for x in found[part].columns[0]} for part in (one, other)]
+        images = [{x.numpy().tobytes() for x in found[part].tensors[0]} for part in (one, other)]
         assert not images[0] & images[1]
     assert len({*found["train"].unit_id, *found["val"].unit_id, *found["test"].unit_id}) == 29  # three categories left
-    assert set(found["train"].columns[1].tolist()) == {0, 1, 2}
+    assert set(found["train"].tensors[1].tolist()) == {0, 1, 2}
     assert len(found["train"]) + len(found["val"]) + len(found["test"]) >= 60
     # A skin tone is a further picture of a unit in training, and stays out of what is evaluated.
     _, rows = np.unique(found["train"].unit_id, return_counts=True)
@@ -222,7 +222,7 @@ def test_trained_on_one_vendor_and_tested_on_another() -> None:
     found = parts(vendors=("google",), test_vendors=("twitter",))
     truth = emoji()
     for part, vendor in (("train", "google"), ("test", "twitter")):
-        picture = found[part].columns[0][0, :, 16, 16].tolist()  # the middle, of one colour
+        picture = found[part].tensors[0][0, :, 16, 16].tolist()  # the middle, of one colour
         assert picture in truth.images[truth.vendor == vendor][:, 32, 32, :3].tolist()
         assert picture not in truth.images[truth.vendor != vendor][:, 32, 32, :3].tolist()
     assert not set(found["train"].unit_id) & set(found["test"].unit_id)
@@ -233,11 +233,11 @@ def test_trained_on_one_vendor_and_tested_on_another() -> None:
 def test_pictures_lie_on_a_flat_background_and_are_averaged(size: int) -> None:
     white = parts(size=size)["train"]
     assert white[0][0].shape == (3, size, size)
-    assert (white.columns[0][:, :, 0, 0] == 255).all()
-    random = parts(size=size, background="random")["train"].columns[0]
+    assert (white.tensors[0][:, :, 0, 0] == 255).all()
+    random = parts(size=size, background="random")["train"].tensors[0]
     assert len({tuple(row) for row in random[:, :, 0, 0].tolist()}) > 0.9 * len(random)
     assert (random[:, :, 0, 0] == random[:, :, -1, -1]).all()  # flat
-    assert torch.equal(random, parts(size=size, background="random")["train"].columns[0])  # the same every time
+    assert torch.equal(random, parts(size=size, background="random")["train"].tensors[0])  # the same every time
 
 
 @pytest.mark.usefixtures("made_up")

@@ -35,3 +35,8 @@ def test_is_a_function_of_the_seed() -> None:
 def test_refuses_to_leave_nothing(held_out: int) -> None:
     with pytest.raises(PrivacyConfigError, match="choose a number from 0 to 2"):
         stratified_split(np.zeros(3, dtype=np.int64), held_out, 0)
+
+
+def test_the_message_has_the_users_name_for_the_number() -> None:
+    with pytest.raises(PrivacyConfigError, match="Cannot hold out 7 of 3 samples.*choose val_size= from 0 to 2"):
+        stratified_split(np.zeros(3, dtype=np.int64), 7, 0, "val_size=")

@@ -209,6 +209,8 @@ def test_timm_knows_the_networks() -> None:
         assert timm.is_model(name)
     with pytest.raises(PrivacyConfigError, match="no pretrained weights"):
         timm.create_model("smoothnet_w80d50", pretrained=True)
+    with pytest.raises(PrivacyConfigError, match="has no features_only: leave it out"):
+        timm.create_model("smoothnet_w10d10", features_only=True)
     with pytest.raises(TypeError, match="nonsense"):
         timm.create_model("smoothnet_w80d50", nonsense=3)
 

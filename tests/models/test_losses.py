@@ -79,3 +79,12 @@ def test_bad_input_is_explained() -> None:
         dice_loss(logits, target.unsqueeze(1))
     with pytest.raises(ValueError, match=r"long\(\)"):
         dice_loss(logits, target.float())
+
+
+@pytest.mark.parametrize("channels, largest", [(1, 1), (3, 2)])
+def test_classes_that_the_logits_do_not_know_are_refused(channels: int, largest: int) -> None:
+    logits = torch.zeros(2, channels, 4, 4)
+    dice_cross_entropy(logits, torch.full((2, 4, 4), largest))
+    for wrong in (largest + 1, -1):
+        with pytest.raises(ValueError, match=f"know 0 to {largest}: give the network one output for each class"):
+            dice_loss(logits, torch.full((2, 4, 4), wrong))

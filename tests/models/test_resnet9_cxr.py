@@ -24,6 +24,11 @@ def test_twelve_group_norms_and_no_batch_norm() -> None:
     assert sum(p.numel() for p in model.parameters()) == 4_909_896
 
 
+def test_pictures_of_other_channels_are_refused_with_the_fix() -> None:
+    with pytest.raises(PrivacyConfigError, match=r"chest_xray_resnet9 got images of 1 channels.*in_channels=1"):
+        chest_xray_resnet9()(torch.zeros(2, 1, 64, 64))
+
+
 def test_parameters_counted_by_hand() -> None:
     """Stem, and of each stage two convolutions, their norms, and from the second on a shortcut with its norm."""
     total = 3 * 64 * 49 + 2 * 64

@@ -5,8 +5,27 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.models.mlp import GroupNormMLP, TanhMLP
 from lightning_dp.models.small import FlatLinear, SlidingMax, TemperedCNN, TemperedSigmoid
+
+
+@pytest.mark.parametrize(
+    "network, message",
+    [
+        (FlatLinear(16), r"FlatLinear got samples of 48 elements, of shape \(3, 4, 4\).*in_features=48"),
+        (GroupNormMLP(16, hidden=8), "GroupNormMLP .*in_features=48"),
+        (TanhMLP([16, 4, 2]), r"TanhMLP .*widths\[0\]=48"),
+        (TemperedCNN(), r"takes images \(N, 1, 28, 28\) and got \(2, 3, 4, 4\).*ColourCNN"),
+    ],
+)
+def test_samples_of_another_form_are_refused_with_the_fix(network: nn.Module, message: str) -> None:
+    with pytest.raises(PrivacyConfigError, match=message):
+        network(torch.zeros(2, 3, 4, 4))
+    if not isinstance(network, TemperedCNN):
+        assert network(torch.zeros(0, 3, 4, 4)[:, :1]).shape[0] == 0  # an empty draw has no form to look at
 
 
 def test_default_tempered_sigmoid_is_tanh() -> None:

@@ -102,3 +102,20 @@ def test_predict_gives_probabilities(tmp_path: Path) -> None:
 def test_refuses_unknown_choices(argument: dict[str, str]) -> None:
     with pytest.raises(PrivacyConfigError, match="is unknown; choose"):
         ClassificationTask(nn.Linear(4, 3), **argument)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "outputs, classes, labels, message",
+    [
+        (3, 5, torch.tensor([0, 1]), r"gives \(2, 3\) for 2 samples, and the task has num_classes=5"),
+        (3, 3, torch.tensor([0, 3]), r"outside 0 .. 2 .*num_classes= the number of classes"),
+        (3, 3, torch.zeros(2, 3), r"shape \(2, 3\) and the type torch.float32.*MultiLabelTask"),
+        (3, 3, torch.zeros(2, 1, dtype=torch.int64), r"shape \(2, 1\)"),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused_in_training(
+    outputs: int, classes: int, labels: torch.Tensor, message: str
+) -> None:
+    task = ClassificationTask(nn.Linear(4, outputs), num_classes=classes)
+    with pytest.raises(ValueError, match=message):
+        task.training_step((torch.zeros(2, 4), labels), 0)

@@ -94,3 +94,9 @@ def test_unknown_names_are_refused() -> None:
         SegmentationTask(nn.Identity(), "jaccard")  # type: ignore[arg-type]
     with pytest.raises(PrivacyConfigError, match="log_linear"):
         SegmentationTask(nn.Identity(), lr_schedule="linear")  # type: ignore[arg-type]
+
+
+def test_a_network_of_another_number_of_classes_is_refused_before_training() -> None:
+    task = SegmentationTask(UNet(1, 3, filters=4, depth=1))
+    with pytest.raises(ValueError, match="3 channels of logits, and the task has num_classes=2"):
+        Trainer(fast_dev_run=True, **QUIET).fit(task, discs())

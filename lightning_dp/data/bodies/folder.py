@@ -16,6 +16,8 @@ from lightning_dp.errors import PrivacyConfigError
 
 __all__ = ("MeshFolder", "read_folder", "read_targets")
 
+LARGEST = 10.0  # metres; longer is no body, but one in other units
+
 
 @dataclass(frozen=True)
 class MeshFolder:
@@ -58,6 +60,12 @@ def read_folder(root: Path, targets: tuple[str, ...], share: float, allow_holes:
     meshes = []
     for name in names:
         mesh = read_mesh(root / name)
+        extent = float(np.ptp(mesh.vertices, axis=0).max())
+        if extent > LARGEST:
+            raise PrivacyConfigError(
+                f"{root / name} is {extent:.4g} m long: positions are in metres. Divide those in millimetres by 1000, those in "
+                "centimetres by 100; volumes and targets go by them."
+            )
         gaps = len(open_edges(mesh.faces))
         if gaps and not allow_holes:
             raise PrivacyConfigError(
@@ -100,6 +108,8 @@ def read_targets(root: Path, targets: tuple[str, ...]) -> tuple[list[str], NDArr
     missing = {"mesh", *targets} - set(rows[0] if rows else ())
     if missing:
         raise PrivacyConfigError(f"{path} has no column {', '.join(sorted(missing))}, or no rows.")
+    if len({(root / row["mesh"]).resolve() for row in rows}) < len(rows):  # it would be two privacy units
+        raise PrivacyConfigError(f"{path} names a mesh twice: leave one of the rows out.")
     names = [row["mesh"] for row in rows]
     for name in names:
         if not (root / name).is_file():

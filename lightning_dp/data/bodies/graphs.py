@@ -47,7 +47,7 @@ class MeshDataset(ArrayDataset):
         data = require("torch_geometric.data", "graphs", "BodyFatDataModule").Data
         edges: dict[int, torch.Tensor] = {}  # meshes of one topology share them
         self.graphs: list[Any] = []
-        for number, target in zip(columns[0], self.columns[1], strict=True):
+        for number, target in zip(columns[0], self.tensors[1], strict=True):
             mesh = meshes[int(number)]
             key = id(mesh.faces)
             if key not in edges:

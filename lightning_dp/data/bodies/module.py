@@ -139,6 +139,11 @@ class BodyFatDataModule(ArrayDataModule):
 
         return anny_bodies()
 
+    def prepare_data(self) -> None:
+        """Make or read the bodies, if what their batches need is installed."""
+        require("torch_geometric", "graphs", "BodyFatDataModule")
+        super().prepare_data()
+
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Numbers of the meshes, targets and, where there are any, owners of each part."""
         if self.root is not None:
@@ -160,9 +165,9 @@ class BodyFatDataModule(ArrayDataModule):
         folder = read_folder(root, self.targets, self.level / 100, self.allow_holes)
         self.meshes, self.template = folder.meshes, folder.template
         owners, owner = np.unique(folder.subjects, return_inverse=True)
-        kept, test = stratified_split(np.zeros(len(owners), dtype=np.int64), self.sizes["test"], self.seed)
+        kept, test = stratified_split(np.zeros(len(owners), dtype=np.int64), self.sizes["test"], self.seed, "n_test=")
         self.card = replace(FOLDER_CARD, n=len(kept))
-        rest, val = stratified_split(np.zeros(len(kept), dtype=np.int64), self.sizes["val"], self.seed + 1)
+        rest, val = stratified_split(np.zeros(len(kept), dtype=np.int64), self.sizes["val"], self.seed + 1, "n_val=")
         found: dict[str, NDArray[Any]] = {}
         for part, chosen in (("train", kept[rest]), ("val", kept[val]), ("test", test)):
             if len(chosen):
@@ -185,5 +190,5 @@ class BodyFatDataModule(ArrayDataModule):
 
     def _graph_loader(self, part: str, size: int, shuffle: bool) -> DataLoader[Any]:
         loader = require("torch_geometric.loader", "graphs", "BodyFatDataModule").DataLoader
-        made: DataLoader[Any] = loader(self._sets[part], size, shuffle=shuffle, num_workers=self.num_workers)
+        made: DataLoader[Any] = loader(self._part_set(part), size, shuffle=shuffle, num_workers=self.num_workers)
         return made

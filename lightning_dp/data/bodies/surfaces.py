@@ -225,5 +225,8 @@ def decimate(surface: Surface, share: float) -> Surface:
     faces = labels[surface.faces]
     faces = faces[~_degenerate(faces)]
     if not len(faces):
-        raise PrivacyConfigError(f"no triangle is left at {share:.3g} of the vertices; keep a larger share.")
+        raise PrivacyConfigError(
+            f"no triangle is left at {share:.3g} of {len(surface.vertices)} vertices; keep a larger share, for one "
+            "level=100."
+        )
     return Surface(collapse(surface.vertices, labels), faces)

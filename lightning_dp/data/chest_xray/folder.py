@@ -31,6 +31,12 @@ NAMES: dict[str, tuple[str, ...]] = {
     "age": ("age", "Patient Age"),
 }
 LISTED = "Finding Labels"  # of the NIH table: all findings in one column, joined by "|"
+#: What it lists, and "No Finding".
+LISTED_NAMES = (
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia", "Infiltration",
+    "Mass", "No Finding", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
+)  # fmt: skip
+SUFFIXES = (".png", ".jpg", ".jpeg")
 SEXES = {"f": 0, "female": 0, "w": 0, "m": 1, "male": 1}
 
 
@@ -49,7 +55,8 @@ def read_folder_table(root: Path, table: str, findings: Sequence[str]) -> Folder
 
     Raises:
         FileNotFoundError: the table or a picture is missing.
-        PrivacyConfigError: a column is missing, or a value cannot be right; the message names the row.
+        PrivacyConfigError: a column is missing, or a value cannot be right; the message names the row. So is a picture that is
+            listed twice: it would be two privacy units, and perhaps be trained and tested on.
     """
     path = root / table
     if not path.is_file():
@@ -65,14 +72,14 @@ def read_folder_table(root: Path, table: str, findings: Sequence[str]) -> Folder
     if missing or not rows:
         what = f"has no column {', '.join(missing)}" if missing else "has no rows"
         raise PrivacyConfigError(f"{path} {what}. Its columns are {header}; findings= names the columns of labels.")
-    pictures = {found.name: found for found in sorted(root.rglob("*.png"))}
+    if LISTED in header:
+        _check_listed(findings, rows, path)
+    pictures = _Pictures(root)
     paths, patients, levels, labels = [], [], [], []
     for number, row in enumerate(rows, start=2):
         where = f"{path}, line {number}"
         value = {name: (row[column or ""] or "").strip() for name, column in columns.items()}
-        picture = pictures.get(Path(value["image"]).name)
-        if picture is None:
-            raise FileNotFoundError(f"{where}: there is no picture {value['image']!r} in {root} or below.")
+        picture = pictures.take(value["image"], where)
         if not value["patient"]:
             raise PrivacyConfigError(f"{where}: the patient is missing, so nobody knows whom this picture belongs to.")
         if value["sex"].lower() not in SEXES:
@@ -82,6 +89,49 @@ def read_folder_table(root: Path, table: str, findings: Sequence[str]) -> Folder
         levels.append([SEXES[value["sex"].lower()], int(age_bin(np.array(_age(value["age"], where))))])
         labels.append(_labels(row, findings, where))
     return FolderTable(paths, patients, np.array(levels, np.int64), np.array(labels, np.float32))
+
+
+class _Pictures:
+    """The pictures of a folder and what is below it, each to be taken once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.by_name: dict[str, list[Path]] = {}
+        for file in sorted(root.rglob("*")):
+            if file.suffix.lower() in SUFFIXES:
+                self.by_name.setdefault(file.name, []).append(file)
+        self.taken: dict[Path, str] = {}
+
+    def take(self, text: str, where: str) -> Path:
+        """The picture of a path from the root, or of a bare name where only one picture has it."""
+        there = self.by_name.get(Path(text).name, [])
+        found = [self.root / text] if self.root / text in there else there
+        if not found:
+            raise FileNotFoundError(
+                f"{where}: there is no picture {text!r} in {self.root} or below ({', '.join(SUFFIXES)} are read)."
+            )
+        if len(found) > 1:
+            raise PrivacyConfigError(
+                f"{where}: {len(found)} pictures are called {Path(text).name!r}, such as {found[0]} and {found[1]}: give the "
+                f"path from {self.root}."
+            )
+        if before := self.taken.get(found[0]):
+            raise PrivacyConfigError(
+                f"{where}: {text!r} is already in {before}. Listed twice it would count twice, and as two people if "
+                "the patients differ: leave one of the rows out."
+            )
+        self.taken[found[0]] = f"line {where.rsplit(' ', 1)[-1]}"
+        return found[0]
+
+
+def _check_listed(findings: Sequence[str], rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    """A misspelt finding would be a label of zeros alone."""
+    known = {name.lower() for name in LISTED_NAMES}
+    known |= {name.strip().lower() for row in rows for name in row[LISTED].split("|")}
+    if unknown := [name for name in findings if name.lower() not in known]:
+        raise PrivacyConfigError(
+            f"findings={list(findings)}: {path} knows no {', '.join(unknown)}. Choose from {', '.join(LISTED_NAMES)}."
+        )
 
 
 def _age(text: str, where: str) -> int:
@@ -141,11 +191,12 @@ def _read(path: Path, size: int) -> Tensor:
 
 
 class ChestXRayFolderDataModule(ArrayDataModule):
-    """Real chest X-rays: PNG files in ``root`` or below, and a csv file that says whose they are and what they show.
+    """Real chest X-rays: PNG or JPEG files in ``root`` or below, and a csv file that says whose they are and what they show.
 
-    The csv file has the columns ``image`` (a file name), ``patient``, ``sex`` (F or M), ``age`` (years), and one column of 0
-    and 1 for each of ``findings``; or the columns of NIH ChestX-ray14 as downloaded (``Image Index``, ``Finding Labels``, ...).
-    Pictures are read when they are used, made grey, scaled to [0, 1] and to ``image_size``. No patient is in two parts.
+    The csv file has the columns ``image`` (a file name, or a path from ``root``), ``patient``, ``sex`` (F or M), ``age``
+    (years), and one column of 0 and 1 for each of ``findings``; or the columns of NIH ChestX-ray14 as downloaded
+    (``Image Index``, ``Finding Labels``, ...). Pictures are read when they are used, made grey, scaled
+    to [0, 1] and to ``image_size``. No patient is in two parts.
 
     **The privacy unit**: with ``DPStrategy(unit="unit_id")`` one patient, as it should be; otherwise one picture.
 
@@ -217,6 +268,7 @@ class ChestXRayFolderDataModule(ArrayDataModule):
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Rows of the table, split by patient; ``inputs`` are numbers of pictures."""
         if self._read is None:
+            require("PIL.Image", "data", NEEDS)  # now, and not at the first picture
             self._read = read_folder_table(self.root, self.table, self.findings)
         people, owner = np.unique(self._read.patients, return_inverse=True)
         order = np.random.default_rng(self.seed).permutation(len(people))

@@ -235,17 +235,35 @@ class OktoberfestFoodDataModule(_FoodDataModule):
         entries = [(file.parent / one.name, one) for file in files for one in read_food_labels(file, self.num_classes)]
         test = [entry for entry in entries if test_folder in entry[0].parents]
         rest = [entry for entry in entries if test_folder not in entry[0].parents]
+        self._check(entries)
         held_out = self.val_size + (0 if test else self.test_size)
-        if held_out >= len(rest):
+        if held_out >= len(rest) or min(self.val_size, self.test_size) < 0:
             raise PrivacyConfigError(
-                f"{len(rest)} images, of which val_size={self.val_size} and test_size={self.test_size} leave none to train on: "
-                "lower them."
+                f"{len(rest)} images, of which val_size={self.val_size} and test_size={self.test_size} leave none to train on, "
+                "or are below 0: choose fewer, and not below 0."
             )
         order = np.random.default_rng(self.seed).permutation(len(rest))
         val, after = order[: self.val_size], order[self.val_size :]
         if not test:
             test, after = [rest[i] for i in after[: self.test_size]], after[self.test_size :]
         return {"train": [rest[i] for i in sorted(after)], "val": [rest[i] for i in sorted(val)], "test": test}
+
+    def _check(self, entries: list[tuple[Path, LabelledImage]]) -> None:
+        """Look for what the label files cannot mean, before a picture is read."""
+        seen: set[Path] = set()
+        for path, one in entries:
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"the label file beside it names {path}, which is not there: add the image, or take its line out."
+                )
+            if path.resolve() in seen:  # it would be two privacy units, and perhaps be trained and tested on
+                raise ValueError(f"{path} has two lines in the label files: join them to one line with all boxes.")
+            seen.add(path.resolve())
+            if len(one.labels) > self.max_boxes:
+                raise ValueError(
+                    f"{path} has {len(one.labels)} boxes, there are places for {self.max_boxes}: raise max_boxes (it is "
+                    "public, so give a bound that holds for any image), or leave the smallest boxes out."
+                )
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Read all images."""
@@ -261,17 +279,22 @@ class OktoberfestFoodDataModule(_FoodDataModule):
 
     def _read(self, path: Path, entry: LabelledImage) -> tuple[NDArray[np.uint8], Tensor]:
         pillow = require("PIL.Image", "data", "Reading the images")
-        if not path.is_file():
-            raise FileNotFoundError(f"the label file beside it names {path}, which is not there.")
-        with pillow.open(path) as picture:
-            width, height = picture.size
-            pixels = np.asarray(picture.convert("RGB").resize((self.size, self.size), pillow.Resampling.BILINEAR))
+        try:
+            with pillow.open(path) as picture:
+                width, height = picture.size
+                pixels = np.asarray(picture.convert("RGB").resize((self.size, self.size), pillow.Resampling.BILINEAR))
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be read as a picture ({error}). Replace it, or take its line out of the label file."
+            ) from error
         boxes = torch.from_numpy(entry.boxes)
+        advice = "Or give clip_boxes=True, if only the border is passed."
         if self.clip_boxes:
             boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height], dtype=torch.float32))
+            advice = "With clip_boxes=True that is a box which lies outside altogether: take it out of the label file."
         try:
             check_targets(boxes[None], torch.from_numpy(entry.labels)[None], self.num_classes, height, width)
         except ValueError as error:
-            raise ValueError(f"{path}: {error} Or give clip_boxes=True, if only the border is passed.") from error
+            raise ValueError(f"{path}: {error} {advice}") from error
         boxes = boxes * (self.size / torch.tensor([width, height, width, height], dtype=torch.float32))
         return normalise_saturation(pixels) if self.saturation else pixels, boxes

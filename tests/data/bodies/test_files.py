@@ -119,6 +119,8 @@ def test_a_template_aligns(tmp_path: Path) -> None:
         ({"targets_csv": "mesh,vat,asat\n7.off,1,2\n"}, r"names the mesh 7\.off"),
         ({"targets_csv": "mesh,vat,asat\n0.off,1,\n"}, "no number"),
         ({"targets_csv": "mesh,vat,asat\n0.off,1,nan\n"}, "not finite"),
+        ({"targets_csv": "mesh,vat,asat\n0.off,1,2\n1.off,1,2\n./0.off,3,4\n"}, "names a mesh twice"),
+        ({"1_off": off(scale=1700)}, r"1\.off is 1700 m long: positions are in metres"),
         ({"template_obj": "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"}, r"0\.off: 8 vertices, and the template has 3"),
     ],
 )

@@ -70,7 +70,9 @@ def test_the_nih_format_is_read_as_downloaded(root: Path) -> None:
 
 
 def test_no_patient_is_in_two_parts(root: Path) -> None:
-    rows = [f"{'abc'[i % 3]}.png,p{i // 4},F,40,0,1" for i in range(80)]
+    for i in range(80):
+        (root / f"{i}.png").write_bytes((root / "images" / "a.png").read_bytes())
+    rows = [f"{i}.png,p{i // 4},F,40,0,1" for i in range(80)]
     (root / "labels.csv").write_text("image,patient,sex,age,mass,edema\n" + "\n".join(rows) + "\n")
     arrays = three(root).arrays()
     owners = [set(arrays[f"{part}/unit_id"]) for part in ("train", "val", "test")]
@@ -97,11 +99,41 @@ def test_the_data_set_names_its_owners(root: Path) -> None:
         (OWN.replace("29,1,0", "29,-1,0"), "line 2: mass is '-1'; a label is 0 or 1"),
         (OWN.splitlines()[0] + "\n", "has no rows"),
         ("\n".join(OWN.splitlines()[:3]), "2 patients are too few"),
+        (OWN.replace("c.png", "a.png"), "line 4: 'a.png' is already in line 2"),
+        (OWN.replace("c.png", "images/a.png"), "line 4: 'images/a.png' is already in line 2"),
     ],
 )
 def test_a_table_that_cannot_be_right_is_refused(text: str, message: str, root: Path) -> None:
     (root / "labels.csv").write_text(text)
     with pytest.raises(PrivacyConfigError, match=message):
+        three(root).prepare_data()
+
+
+def test_a_finding_that_the_nih_table_does_not_know_is_refused(root: Path) -> None:
+    rows = [f"{name}.png,No Finding,0,{n},40,F,PA,1,1,0.1,0.1\n" for n, name in enumerate("abc")]
+    (root / "labels.csv").write_text(HEADER + "".join(rows))
+    three(root, findings=["Mass", "edema"]).prepare_data()  # nobody has them here, but the table may hold them
+    with pytest.raises(PrivacyConfigError, match="knows no Oedema. Choose from Atelectasis"):
+        three(root, findings=["Mass", "Oedema"]).prepare_data()
+
+
+def test_pictures_of_one_name_are_told_apart_by_their_folders(root: Path) -> None:
+    for n, name in enumerate("abc"):
+        (root / f"p{n}").mkdir()
+        picture = image.open(root / "images" / f"{name}.png").convert("L")
+        picture.point(lambda value, n=n: 10 * n).save(root / f"p{n}" / "view.JPG", format="jpeg")
+    text = OWN
+    for n, name in enumerate("abc"):
+        text = text.replace(f"{name}.png", f"p{n}/view.JPG")
+    (root / "labels.csv").write_text(text)
+    means = {key: picture.mean() * 255 for key, (picture, _) in every(three(root)).items()}
+    assert means == {
+        (1, 0): pytest.approx(0, abs=1),
+        (0, 0): pytest.approx(10, abs=1),
+        (0, 1): pytest.approx(20, abs=1),
+    }
+    (root / "labels.csv").write_text(text.replace("p1/view", "view"))
+    with pytest.raises(PrivacyConfigError, match="line 3: 3 pictures are called 'view.JPG'.*give the path"):
         three(root).prepare_data()
 
 
