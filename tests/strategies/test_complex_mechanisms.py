@@ -71,7 +71,7 @@ class Chains(Tiny):
 
 
 def test_a_chain_over_complex_numbers_has_the_posterior_of_its_two_parts() -> None:
-    """U = (n + 1/s^2) |w|^2 / 2: each part has variance Tmp / a / (1 - lr a / (2n)), a = n + 1/s^2, and the two are independent.
+    """U = a |w|^2 / 2, a = n + 1/s^2: each part has variance Tmp / a / (1 - lr a / (2n)), and the two are independent.
 
     10,000 chains after 60 steps; five standard errors.
     """
