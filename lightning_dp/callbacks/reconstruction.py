@@ -28,7 +28,8 @@ class ReconstructionRiskMonitor(Callback):
 
     Args:
         kappa: chance that a blind guess at the record succeeds; ``None`` means 1/n.
-        dimension: how many numbers a sample consists of; ``None`` leaves the attack from scratch out.
+        dimension: how many real numbers a sample consists of (a complex one counts as two); ``None`` leaves the attack from
+            scratch out.
         data_norm: smallest L2 norm of a sample.
         data_range: largest minus smallest value of a number in it.
         mse: mean squared error that counts as a success from scratch; ``None``: what a blank image achieves.

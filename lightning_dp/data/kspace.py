@@ -18,7 +18,7 @@ from lightning_dp.errors import PrivacyConfigError
 
 __all__ = ("KSpaceDataModule", "make_kspace")
 
-VERSION = 1
+VERSION = 2
 GRID = 64  # pixels a side before the centre of k-space is cut out
 AT_ONCE = 64  # pseudo-subjects
 

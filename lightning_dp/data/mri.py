@@ -148,6 +148,9 @@ def phase_maps(n: int, size: int, generator: torch.Generator) -> Tensor:
 def acquire(images: Tensor, size: int, noise: Tensor, generator: torch.Generator) -> Tensor:
     """The centre of k-space of complex images, with circular complex Gaussian noise.
 
+    Positions are counted from the middle of the image, as scanners do: the inverse of what is returned,
+    :class:`~lightning_dp.models.InverseFourier2d`, is the image in place.
+
     Args:
         images: complex64 ``(n, coils, H, W)``.
         size: side of the centre that is kept, the zero frequency in its middle.
@@ -157,7 +160,8 @@ def acquire(images: Tensor, size: int, noise: Tensor, generator: torch.Generator
     Returns:
         complex64 ``(n, coils, size, size)``.
     """
-    spectrum = torch.fft.fftshift(torch.fft.fft2(images, norm="ortho"), dim=(-2, -1))
+    axes = (-2, -1)
+    spectrum = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(images, axes), norm="ortho"), axes)
     top, left = ((side - size) // 2 for side in spectrum.shape[-2:])
     centre = spectrum[..., top : top + size, left : left + size]
     power = centre.abs().square().mean((1, 2, 3), keepdim=True)

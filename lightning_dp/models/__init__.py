@@ -14,11 +14,15 @@ from lightning_dp.models.complex import (
     ConjugateMish,
     ConjugatePool,
     IGaussian,
+    InverseFourier2d,
+    KSpaceNet,
+    LocalContrast2d,
     Magnitude,
     RealPart,
     SeparableMish,
     StandardisedComplexConv2d,
     TwoChannelCNN,
+    UnitPower,
 )
 from lightning_dp.models.detection import AnchorFreeDetector
 from lightning_dp.models.losses import dice_cross_entropy, dice_loss, soft_dice
@@ -60,6 +64,9 @@ __all__ = (
     "GroupNormMLP",
     "GroupSearch",
     "IGaussian",
+    "InverseFourier2d",
+    "KSpaceNet",
+    "LocalContrast2d",
     "Magnitude",
     "MeshGNN",
     "MoNet",
@@ -82,6 +89,7 @@ __all__ = (
     "TemperedSigmoid",
     "TwoChannelCNN",
     "UNet",
+    "UnitPower",
     "VolumeNet",
     "WideResNet",
     "add_scale_norm",

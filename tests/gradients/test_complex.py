@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients import (
+    AdaptiveClipping,
+    AdaptiveThreshold,
     Ascent,
     BiasProbe,
     Clipping,
@@ -425,3 +427,16 @@ def test_the_bias_probe_sees_both_parts() -> None:
         engine.backward(squared_loss(module, x, targets(x)), len(x))
         sums = dict(zip(engine.trainable(), engine.clipped_sum(), strict=True))
         assert engine.probe.measure(sums, 1).norm == pytest.approx(float(truth), rel=1e-4)
+
+
+def test_an_adaptive_threshold_counts_norms_over_both_parts() -> None:
+    """Without noise the threshold moves by the share of units whose norm over all real coordinates lies below it."""
+    torch.manual_seed(11)
+    module, x = COMPLEX["c_cnn"]()
+    norms = norms_of(unit_gradients(module, squared_loss, x, targets(x)))
+    first = float(norms.sort().values[2:4].mean())  # three of six lie below; real parts alone would put more there
+    threshold = AdaptiveThreshold(AdaptiveClipping(quantile=0.9, learning_rate=1.0, count_noise=0.0), first)
+    with GradientEngine(module, threshold, noise_multiplier=0.0, expected_batch_size=len(x)) as engine:
+        engine.backward(squared_loss(module, x, targets(x)), len(x))
+        engine.write_gradients()
+        assert engine.clipping.max_grad_norm == pytest.approx(first * math.exp(0.9 - 3 / 6), rel=1e-5)

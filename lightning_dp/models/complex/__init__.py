@@ -7,6 +7,8 @@ the recorded call. See :mod:`lightning_dp.gradients.reals` for what clipping and
 from __future__ import annotations
 
 from lightning_dp.models.complex.activations import Cardioid, ConjugateMish, IGaussian, SeparableMish
+from lightning_dp.models.complex.fourier import InverseFourier2d, LocalContrast2d, UnitPower
+from lightning_dp.models.complex.kspace import KSpaceNet
 from lightning_dp.models.complex.layers import (
     ComplexConv1d,
     ComplexConv2d,
@@ -30,11 +32,15 @@ __all__ = (
     "ConjugateMish",
     "ConjugatePool",
     "IGaussian",
+    "InverseFourier2d",
+    "KSpaceNet",
+    "LocalContrast2d",
     "Magnitude",
     "RealPart",
     "SeparableMish",
     "StandardisedComplexConv2d",
     "TwoChannelCNN",
+    "UnitPower",
     "apply_matrix",
     "whitened",
     "whitening_matrix",

@@ -61,6 +61,12 @@ def captured(layer: nn.Module, run: Callable[[], Any], samples: int) -> Tensor:
         )
     finally:
         handle.remove()
+    if isinstance(output, Tensor) and output.is_complex():
+        raise PrivacyConfigError(
+            f"the layer to be released returned complex numbers ({output.dtype}), and a release is of real ones: each needs a "
+            "bound and noise on both of its parts. Release a layer behind it that returns torch.view_as_real(z), which keeps "
+            "norms, or magnitudes (Magnitude)."
+        )
     rows = isinstance(output, Tensor) and output.dim() >= 1 and len(output) == samples and output.is_floating_point()
     if not rows:
         found = (

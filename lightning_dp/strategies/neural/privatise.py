@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_dp.accounting import RandomizedResponseEvent
-from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients import NoiseSource
 
 __all__ = ("clip_rows", "privatise_rows", "randomise_labels")
@@ -27,7 +27,15 @@ def clip_rows(rows: Tensor, bound: float) -> Tensor:
 
     Returns:
         Float32, of the same shape.
+
+    Raises:
+        PrivacyError: for complex rows: a conversion to real numbers would drop half of each without a word.
     """
+    if rows.is_complex():
+        raise PrivacyError(
+            f"{rows.dtype} cannot be clipped for a release, which is of real numbers. Pass torch.view_as_real(z), whose rows "
+            "have the same norms."
+        )
     if not len(rows):
         return rows.float()
     flat = rows.flatten(1).double() if rows.dim() > 1 else rows.double()[:, None]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dp import _compat
+from lightning_dp.gradients.reals import carries_gradient
 
 __all__ = ("average_over_ranks",)
 
@@ -26,4 +27,4 @@ def average_over_ranks(module: nn.Module, total: Callable[[Tensor], Tensor], wor
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             total(parameter.grad).div_(world_size)
-    _compat.broadcast_tensors([b for b in module.buffers() if b.is_floating_point()])
+    _compat.broadcast_tensors([b for b in module.buffers() if carries_gradient(b)])

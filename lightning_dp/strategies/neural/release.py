@@ -241,8 +241,8 @@ class Releaser:
         if len(inputs) != 1 or not template.dtypes[inputs[0]].is_floating_point:
             raise PrivacyConfigError(
                 f"layer=None releases the inputs themselves, which must be one floating-point tensor; they are "
-                f"{[str(template.dtypes[key]) for key in inputs]}. Convert them in the data set, or name the layer whose "
-                "output is to be released: NeuralDPStrategy(layer=...)."
+                f"{[str(template.dtypes[key]) for key in inputs]}. Convert them in the data set (complex numbers by "
+                "torch.view_as_real), or name the layer whose output is to be released: NeuralDPStrategy(layer=...)."
             )
 
 
@@ -260,6 +260,8 @@ def announce_size(shape: Sequence[int], n: int, mechanism: Mechanism) -> None:
 
 def _gathered(tensor: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
     """Sum over ranks in a dtype that every backend adds up exactly: all but one of the terms are zero."""
+    if tensor.is_complex():  # labels alone can be
+        return torch.view_as_complex(_gathered(torch.view_as_real(tensor), gather))
     wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     summed = gather(tensor.to(wide if tensor.is_floating_point() else torch.int64))
     return summed.to(tensor.dtype)

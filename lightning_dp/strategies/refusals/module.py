@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_dp.gradients.reals import carries_gradient, real_dtype
 from lightning_dp.strategies.refusals.table import Subject, listed, modules_of, row
 
 
@@ -82,7 +83,7 @@ def low_precision_parameters(s: Subject) -> str | None:
     found = [
         name
         for name, p in s.module.named_parameters()
-        if p.requires_grad and p.is_floating_point() and p.dtype not in (torch.float32, torch.float64)
+        if p.requires_grad and carries_gradient(p) and real_dtype(p.dtype) not in (torch.float32, torch.float64)
     ]
     if found:
         return (
