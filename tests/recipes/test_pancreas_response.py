@@ -14,6 +14,7 @@ import torch
 
 from lightning_dp.accounting import GaussianEvent, LedgerEntry, PrivacySpent, privacy_spent
 from lightning_dp.cli import command_line
+from tests.data.test_decathlon import task
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "pancreas_response"
 
@@ -107,3 +108,18 @@ def test_the_configuration_runs() -> None:
     run = command_line([*arguments, *(f"--data.init_args.{setting}" for setting in tiny)], run=False)
     run.trainer.fit(run.model, run.datamodule)
     assert run.trainer.strategy.settings().dataset_size == 6
+
+
+@pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")
+def test_the_configuration_for_a_gpu_trains_on_a_folder_made_by_hand(tmp_path: Path) -> None:
+    pytest.importorskip("nibabel")
+    task(tmp_path / "Task07", 5)
+    tiny = [f"root={tmp_path / 'Task07'}", "size=16", "n_val=1", "n_test=1", "batch_size=2", "num_workers=0"]
+    words = [f"--config={RECIPE / 'gpu.yaml'}", *(f"--data.init_args.{setting}" for setting in tiny)]
+    words += ["--trainer.accelerator=cpu", "--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false"]
+    small = ["network.init_args.filters=4", "network.init_args.depth=2"]
+    words += [f"--model.init_args.{setting}" for setting in small]
+    run = command_line([*words, "--trainer.strategy.init_args.delta=1e-2"], run=False)
+    run.trainer.fit(run.model, run.datamodule)
+    assert run.datamodule.num_classes == 3
+    assert run.trainer.strategy.settings().dataset_size == 3  # patients
