@@ -50,7 +50,7 @@ MONITOR_FAULTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "a group without a value is dropped", MONITOR,
-        "result).items() if self._is_logged(name)", "result).items() if self._is_logged(name) and value == value",
+        "computed.items() if self._is_logged(name)", "computed.items() if self._is_logged(name) and value == value",
         f"{MONITORS}::test_a_group_never_seen_and_one_class_only_stay_with_their_reason",
     ),
     mutant(
