@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 from lightning_dp.accounting import EpsilonTarget, GaussianEvent, Target
+from lightning_dp.accounting.events import Sampling
 from lightning_dp.errors import PrivacyConfigError
 
-__all__ = ("check_arguments", "check_tail", "default_delta", "is_number")
+__all__ = ("check_arguments", "check_settings", "check_tail", "default_delta", "is_number")
 
 
 def default_delta(delta: float | None, n: int) -> float:
@@ -48,6 +50,25 @@ def check_arguments(
         raise PrivacyConfigError(f"delta={delta!r} must lie strictly between 0 and 1; None means 1/(10 n)")
     if noise_multiplier is not None and not (is_number(noise_multiplier) and 0 <= noise_multiplier < math.inf):
         raise PrivacyConfigError(f"noise_multiplier={noise_multiplier!r} must be a finite number >= 0")
+
+
+def check_settings(
+    sampling: str, max_batch_size: int | None, physical_batch_size: int | None, loss_reduction: str
+) -> None:
+    """Refuses an unknown sampling or reduction, and batch sizes that are none, with PrivacyConfigError."""
+    if sampling not in get_args(Sampling):
+        raise PrivacyConfigError(f"unknown sampling {sampling!r}; choose one of {get_args(Sampling)}")
+    if (sampling == "truncated_poisson") != (max_batch_size is not None):
+        raise PrivacyConfigError(
+            f"sampling={sampling!r} with max_batch_size={max_batch_size!r}: sampling='truncated_poisson' cuts draws at "
+            "max_batch_size, so give both or neither. To fit a batch into memory without cutting it, use "
+            "physical_batch_size."
+        )
+    whole = isinstance(physical_batch_size, int) and not isinstance(physical_batch_size, bool)
+    if physical_batch_size is not None and not (whole and physical_batch_size >= 1):
+        raise PrivacyConfigError(f"physical_batch_size={physical_batch_size!r} must be a whole number >= 1, or None")
+    if loss_reduction not in ("mean", "sum"):
+        raise PrivacyConfigError(f"unknown loss_reduction {loss_reduction!r}; choose 'mean' or 'sum'")
 
 
 def check_tail(event: GaussianEvent, planned: int, delta: float, n: int) -> None:

@@ -50,8 +50,13 @@ MONITOR_FAULTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "a group without a value is dropped", MONITOR,
-        "result).items() if self._is_logged(name)", "result).items() if self._is_logged(name) and value == value",
+        "computed.items() if self._is_logged(name)", "computed.items() if self._is_logged(name) and value == value",
         f"{MONITORS}::test_a_group_never_seen_and_one_class_only_stay_with_their_reason",
+    ),
+    mutant(
+        "numbers without a value that are not logged are passed over", MONITOR,
+        "in computed.items() if math.isnan(value)", "in named.items() if math.isnan(value)",
+        f"{MONITORS}::test_a_number_that_is_computed_and_not_logged_is_missed_aloud_too",
     ),
     mutant(
         "why a group has no value is not said", MONITOR,
