@@ -19,8 +19,9 @@ from lightning_dp.gradients.reals import as_real, carries_gradient
 from lightning_dp.gradients.taps import uncompiled
 from lightning_dp.inspection.layers import layer_rows, observe
 from lightning_dp.inspection.report import Inspection, Problem
+from lightning_dp.strategies.muted import muted_copy
 from lightning_dp.strategies.refusals import REFUSALS, Subject
-from lightning_dp.strategies.selfcheck import Checks, muted_copy
+from lightning_dp.strategies.selfcheck import Checks
 
 __all__ = ("inspect",)
 

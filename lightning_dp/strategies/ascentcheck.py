@@ -12,7 +12,8 @@ from typing_extensions import override
 from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients import Ascent, Clipping, GradientEngine, Randomness, UnitMap
 from lightning_dp.gradients.bare import tensors_in
-from lightning_dp.strategies.selfcheck import UNCLIPPED, Checks
+from lightning_dp.strategies.probe import UNCLIPPED
+from lightning_dp.strategies.selfcheck import Checks
 
 __all__ = ("AscentChecks", "refuse_changed", "versions")
 

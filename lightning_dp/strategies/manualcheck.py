@@ -20,7 +20,8 @@ from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients import LossReduction, RowMemory, UnitMap
 from lightning_dp.sampling import UnitRows
 from lightning_dp.strategies.manual import parameters_of, reaches
-from lightning_dp.strategies.selfcheck import check_module, muted_copy
+from lightning_dp.strategies.muted import muted_copy
+from lightning_dp.strategies.selfcheck import check_module
 
 __all__ = ("check_manual_module",)
 

@@ -8,22 +8,20 @@ PyTorch's. They run on a deep copy with logging muted, on a few samples, and rel
 
 from __future__ import annotations
 
-import copy
-import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_dp.errors import PrivacyConfigError, PrivacyError
-from lightning_dp.gradients import Clipping, GradientEngine, LossReduction, RowMemory, UnitMap
-from lightning_dp.gradients.bare import tensors_in
+from lightning_dp.errors import PrivacyError
+from lightning_dp.gradients import LossReduction, RowMemory, UnitMap
 from lightning_dp.sampling import UnitRows
-from lightning_dp.strategies.step import unit_map
+from lightning_dp.strategies.muted import muted_copy
+from lightning_dp.strategies.probe import Probe, Step
 
 __all__ = ("Checks", "check_module", "muted_copy")
 
@@ -31,7 +29,6 @@ TOLERANCE = 1e-2  # of the larger gradient's norm; a coupling or a wrong rule er
 PART_TOLERANCE = 1e-1  # of one parameter's own gradient ...
 PART_FLOOR = 2e-5  # ... unless that is of the size of the whole gradient's rounding errors
 LOW_PRECISION_TOLERANCE = 1e-1  # bfloat16 keeps 8 bits
-UNCLIPPED = 1e30
 MOST_SAMPLES = 1000  # looked at for kinds of rows; what so many do not tell apart has equal maps in all but odd data
 
 COUPLED = (
@@ -44,9 +41,6 @@ NOT_ALONE = (
     "the gradient of one sample alone and beside others differs by {error:.1%}: the loss couples the samples of a batch or "
     "depends on how many there are. Make it a mean over samples of terms that depend on one sample each."
 )
-
-Step = Callable[[Any, Any], Any]
-ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
 
 
 def check_module(
@@ -96,44 +90,27 @@ def check_module(
         check.mechanism_is_right()
 
 
-class Checks:
-    """The checks one by one, on a module that may be written to.
+class Checks(Probe):
+    """The checks one by one, on a module that may be written to; made like a :class:`~lightning_dp.strategies.probe.Probe`."""
 
-    Args:
-        module: a copy of what is to be trained.
-        units: the samples of a few units.
-        collate, run_step, transfer, units_of, row_memory, loss_reduction: as in :func:`check_module`.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        units: Sequence[Sequence[Any]],
-        collate: Callable[[list[Any]], Any],
-        run_step: Step,
-        transfer: Callable[[Any], Any],
-        units_of: Callable[[Any, UnitMap], UnitMap],
-        row_memory: RowMemory,
-        loss_reduction: LossReduction,
-    ) -> None:
-        self.module, self.units, self.collate = module, units, collate
-        self.run_step, self.transfer, self.loss_reduction = run_step, transfer, loss_reduction
-        self.units_of, self.row_memory = units_of, row_memory
-        trainer = getattr(module, "_trainer", None)
+    @property
+    def tolerance(self) -> float:
+        """Relative error up to which two gradients are taken for the same."""
+        trainer = getattr(self.module, "_trainer", None)
         low = trainer is not None and trainer.precision == "bf16-mixed"
-        self.tolerance = LOW_PRECISION_TOLERANCE if low else TOLERANCE
+        return LOW_PRECISION_TOLERANCE if low else TOLERANCE
 
     def state_is_not_written(self) -> None:
         """(b) Buffers and parameters after a step may depend on how often it ran, not on the samples that it saw."""
-        before = self._state()
+        before = self.state()
         self.loss([0, len(self.units) - 1])
-        after = self._state()
+        after = self.state()
         written = [name for name, value in after.items() if name in before and not torch.equal(value, before[name])]
         if not written:
             return
-        self._restore(before)
+        self.restore(before)
         self.loss([len(self.units) // 2] * 2)
-        other = self._state()
+        other = self.state()
         private = [name for name in written if not torch.equal(other[name], after[name])]
         if private:
             raise PrivacyError(
@@ -188,10 +165,10 @@ class Checks:
             for unit in units:
                 self._compare_beside(unit, others[unit][:2], others[unit][-2:], COUPLED)
         modes = {child: child.training for child in self.module.modules()}
-        if self._draws_masks():
+        if self.draws_masks():
             self.module.eval()  # dropout off: batches of different size draw different masks
         try:
-            if last >= 1 and self._is_random():
+            if last >= 1 and self.is_random():
                 self._compare_sizes()
             elif last >= 1:
                 # Every sample, beside all others: a loss that selects (hard examples, trimmed means) spares some of them.
@@ -264,107 +241,10 @@ class Checks:
     def mechanism_is_right(self) -> None:
         """What a mechanism adds to these checks; nothing for DP-SGD."""
 
-    def loss(self, units: Sequence[int], seed: int = 0) -> Tensor:
-        """The step's loss on a batch of some units, with the random numbers of ``seed``."""
-        return self.loss_of(self.batch([sample for unit in units for sample in self.units[unit]], seed))
-
-    def batch(self, samples: list[Any], seed: int = 0) -> Any:
-        """The batch of some samples, where the step will find it."""
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        batch = self.transfer(self.collate(samples))
-        if batch is None:
-            raise PrivacyError(
-                "collate_fn or a batch-transfer hook turned a training batch into None, which skips the step because "
-                "of what its samples are. Always return a batch; give unusable samples a loss of zero instead."
-            )
-        return batch
-
-    def loss_of(self, batch: Any) -> Tensor:
-        """The step's loss on a batch."""
-        with torch.enable_grad():
-            output = self.run_step(self.module, batch)
-        loss = output.get("loss") if isinstance(output, dict) else output
-        if not isinstance(loss, Tensor) or not loss.requires_grad:
-            raise PrivacyError(
-                "training_step must return a loss that depends on the module's parameters (a tensor, or a dict with "
-                f"'loss'); it returned {type(output).__name__ if loss is None else 'a loss without a gradient'}."
-            )
-        if loss.numel() != 1:
-            raise PrivacyError(
-                f"training_step must return one number, the mean (or sum) of the samples' losses; its loss has shape "
-                f"{tuple(loss.shape)}."
-            )
-        return loss
-
-    def private_gradient(self, units: Sequence[int], weights: Sequence[float]) -> Tensor:
-        """The engine's weighted sum over the units, unclipped and flat."""
-        counts = tuple(len(self.units[unit]) for unit in units)
-        same = len({len(samples) for samples in self.units}) == 1
-        owners = unit_map(sum(counts), counts[0] if same else 1, None if same else counts)
-        batch = self.batch([sample for unit in units for sample in self.units[unit]])
-        return self.private_gradient_of(batch, self.units_of(batch, owners), weights)
-
-    def private_gradient_of(self, batch: Any, units: UnitMap, weights: Sequence[float]) -> Tensor:
-        """The same over a batch that is there already."""
-        with GradientEngine(
-            self.module,
-            Clipping(UNCLIPPED),
-            noise_multiplier=0.0,
-            expected_batch_size=1,
-            loss_reduction=self.loss_reduction,
-            row_memory=self.row_memory,
-        ) as engine:
-            engine.expect(units)
-            engine.backward(self.loss_of(batch), units, torch.tensor(weights))
-            return torch.cat([g.flatten() for g in engine.clipped_sum()])
-
-    def plain_gradient(self, units: Sequence[int]) -> Tensor:
-        """PyTorch's own gradient of the batch's loss, flat."""
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        grads = torch.autograd.grad(self.loss(units), parameters, allow_unused=True)
-        return torch.cat(
-            [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)]
-        )
-
     def _compare(self, one: Tensor, other: Tensor, message: str) -> None:
         error = _error(one, other)
         if error > self.tolerance:
             raise PrivacyError(message.format(error=error))
-
-    def _draws_masks(self) -> bool:
-        """Whether a training step draws random numbers: by what it computes, and by the names of its parts.
-
-        Evaluation mode is for those only: some networks cache what they computed from parameters in it.
-        """
-        drops = [m for m in self.module.modules() if "drop" in type(m).__name__.lower()]
-        if any(getattr(m, "p", getattr(m, "drop_prob", 1.0)) != 0 for m in drops):
-            return True
-        first, *more = (self.loss([0], seed).detach() for seed in range(4))
-        return not all(torch.equal(first, other) for other in more)
-
-    def _is_random(self) -> bool:
-        """Whether the step draws random numbers even in evaluation mode, so that single runs cannot be compared."""
-        first = self.loss([0]).detach()
-        torch.rand(7)
-        batch = self.transfer(self.collate(list(self.units[0])))
-        second = self.run_step(self.module, batch)
-        second = second["loss"] if isinstance(second, dict) else second
-        return not torch.allclose(first, second.detach(), rtol=1e-3)
-
-    def _state(self) -> dict[str, Tensor]:
-        return {name: t.detach().clone() for name, t in self._tensors()}
-
-    def _restore(self, before: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, tensor in self._tensors():
-                if name in before:
-                    tensor.copy_(before[name])
-
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.module.named_buffers()
-        yield from self.module.named_parameters()
 
 
 def _some_rows(rows: UnitRows, units: Sequence[int]) -> list[tuple[int, ...]]:
@@ -386,29 +266,3 @@ def _error(one: Tensor, other: Tensor) -> float:
     one, other = one[finite], other[finite]
     size = max(float(one.norm()), float(other.norm()), 1e-12)
     return float((one - other).norm()) / size
-
-
-def muted_copy(module: ModuleKind) -> ModuleKind:
-    """A deep copy that keeps its trainer but logs nothing: what a check computes must not leave it."""
-    try:
-        twin = copy.deepcopy(module, _detached_copies(module))
-    except Exception as error:
-        raise PrivacyConfigError(
-            f"the self-check works on a deep copy of the module, which cannot be made "
-            f"({type(error).__name__}: {error}). Keep locks, files and connections out of the module's attributes, or "
-            "use DPStrategy(self_check=False) once the same network has passed the check."
-        ) from error
-    if isinstance(module, LightningModule) and isinstance(twin, LightningModule):
-        twin.__dict__["log"] = twin.__dict__["log_dict"] = _silence
-        twin._trainer = module._trainer
-    return twin
-
-
-def _detached_copies(module: nn.Module) -> dict[int, Any]:
-    """For ``deepcopy``: what to put for tensors with a graph (a kept loss, a list of outputs), which it cannot copy."""
-    values = [value for child in module.modules() for value in vars(child).values()]
-    return {id(t): t.detach().clone() for t in tensors_in(values) if t.grad_fn is not None}
-
-
-def _silence(*_: Any, **__: Any) -> None:
-    return None

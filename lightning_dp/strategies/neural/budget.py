@@ -22,7 +22,8 @@ from lightning_dp.accounting import (
 )
 from lightning_dp.accounting.accountants import AccountantName
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
-from lightning_dp.strategies.budget import check_arguments, default_delta, in_segment
+from lightning_dp.strategies.arguments import check_arguments, default_delta
+from lightning_dp.strategies.budget import in_segment
 
 __all__ = ("ReleaseBudget", "upstream_state")
 

@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, Subset
 from lightning_dp.accounting import RandomizedResponseEvent
 from lightning_dp.errors import PrivacyConfigError
 from lightning_dp.gradients import NoiseSource
+from lightning_dp.strategies.muted import muted_copy
 from lightning_dp.strategies.neural.batches import BatchLayout, Key, Template
 from lightning_dp.strategies.neural.cache import Releases
 from lightning_dp.strategies.neural.checks import require_downstream_only, require_fixed, require_independent_rows
 from lightning_dp.strategies.neural.layer import captured, layer_of, upstream_of
 from lightning_dp.strategies.neural.privatise import privatise_rows, randomise_labels
-from lightning_dp.strategies.selfcheck import muted_copy
 
 __all__ = ("DTYPES", "Mechanism", "Releaser", "StoredAs", "announce_size")
 

@@ -36,4 +36,9 @@ DETECTION_FAULTS: tuple[Mutant, ...] = (
         "    max_boxes = max(len(one) for one in boxes)\n    all_boxes = torch.zeros(len(boxes), max_boxes, 4)\n",
         f"{DETECTOR_TESTS}::test_boxes_are_padded",
     ),
+    mutant(
+        "an image with two lines is two units", "lightning_dp/data/food/modules.py",
+        "if path.resolve() in seen:", "if False:",
+        "tests/data/test_food.py::test_bad_folders_are_named",
+    ),
 )  # fmt: skip  # fmt: skip

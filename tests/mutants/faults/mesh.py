@@ -17,4 +17,9 @@ MESH_FAULTS: tuple[Mutant, ...] = (
         'found[f"{part}/unit_id"] = owner[at].astype(np.int64)', 'found[f"{part}/unit_id"] = np.arange(len(at))',
         "tests/data/bodies/test_module.py::test_meshes_of_one_subject_stay_in_one_part_as_one_unit",
     ),
+    mutant(
+        "a mesh that is listed twice is two units", "lightning_dp/data/bodies/folder.py",
+        'if len({(root / row["mesh"]).resolve() for row in rows}) < len(rows):', "if False:",
+        "tests/data/bodies/test_files.py::test_what_does_not_fit_is_named",
+    ),
 )  # fmt: skip  # fmt: skip

@@ -54,6 +54,11 @@ MONITOR_FAULTS: tuple[Mutant, ...] = (
         f"{MONITORS}::test_a_group_never_seen_and_one_class_only_stay_with_their_reason",
     ),
     mutant(
+        "numbers without a value that are not logged are passed over", MONITOR,
+        "in computed.items() if math.isnan(value)", "in named.items() if math.isnan(value)",
+        f"{MONITORS}::test_a_number_that_is_computed_and_not_logged_is_missed_aloud_too",
+    ),
+    mutant(
         "why a group has no value is not said", MONITOR,
         'if item.get("reason") and item.get("value", 0) is None:', 'if item.get("reason") == "":',
         f"{MONITORS}::test_a_group_never_seen_and_one_class_only_stay_with_their_reason",

@@ -54,4 +54,9 @@ PICTURE_FAULTS: tuple[Mutant, ...] = (
         "return _ALLOWED[module, name]", "return super().find_class(module, name)",
         "tests/data/test_pictures.py::test_a_pickle_that_runs_code_is_refused_before_it_does",
     ),
+    mutant(
+        "a chest X-ray that is listed twice is two people", "lightning_dp/data/chest_xray/folder.py",
+        "if before := self.taken.get(found[0]):", "if False and (before := self.taken.get(found[0])):",
+        "tests/data/chest_xray/test_folder.py::test_a_table_that_cannot_be_right_is_refused",
+    ),
 )  # fmt: skip  # fmt: skip

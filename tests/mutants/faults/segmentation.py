@@ -28,4 +28,9 @@ SEGMENTATION_FAULTS: tuple[Mutant, ...] = (
         "if len({image.resolve() for image, _ in cases}) < len(cases):", "if False:",
         "tests/data/test_decathlon.py::test_a_patient_listed_twice_is_refused",
     ),
+    mutant(
+        "masks of classes that the network does not know train it", "lightning_dp/models/losses.py",
+        "if target.numel() and not 0 <=", "if False and not 0 <=",
+        "tests/models/test_losses.py::test_classes_that_the_logits_do_not_know_are_refused",
+    ),
 )  # fmt: skip  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants.fault import Mutant, mutant
-from tests.mutants.places import BUDGET, STRATEGY, UNITS
+from tests.mutants.places import BUDGET, PLANNED, UNITS
 
 __all__ = ("STRATEGY_FAULTS",)
 
@@ -25,7 +25,7 @@ STRATEGY_FAULTS: tuple[Mutant, ...] = (
         f"{UNITS}::test_a_loss_over_samples_gives_each_unit_the_mean_of_its_own",
     ),
     mutant(
-        "the rate is that of samples and not of units", STRATEGY,
+        "the rate is that of samples and not of units", PLANNED,
         "n = len(dataloader.dataset) if self._rows is None else self._rows.num_units", "n = len(dataloader.dataset)",
         "tests/strategies/test_units.py::test_the_ledger_and_every_report_count_patients",
     ),
@@ -35,7 +35,7 @@ STRATEGY_FAULTS: tuple[Mutant, ...] = (
         "tests/strategies/test_units.py::test_spending_on_other_units_is_not_added_up",
     ),
     mutant(
-        "the sampling key goes into the checkpoint", STRATEGY,
+        "the sampling key goes into the checkpoint", PLANNED,
         '"position": self._position, "budget"', '"position": self._position, "key": self._key, "budget"',
         "tests/strategies/test_resume.py::test_the_checkpoint_is_plain_python_and_holds_no_secret",
     ),
