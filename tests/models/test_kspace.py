@@ -14,6 +14,7 @@ from lightning_dp.data.mri import coil_maps, phase_maps
 from lightning_dp.gradients import Clipping, GradientEngine
 from lightning_dp.gradients.reals import as_real
 from lightning_dp.models import InverseFourier2d, KSpaceNet, LocalContrast2d, UnitPower
+from lightning_dp.models.complex.phantoms import random_phantoms
 from tests.gradients.oracle import clipped_sum, layer_numbers, relative_error, squared_loss, unit_gradients
 
 C64, C128 = torch.complex64, torch.complex128
@@ -113,8 +114,15 @@ def test_contrast_is_the_relative_deviation_from_the_window_and_zero_outside() -
 def test_no_sample_sees_another() -> None:
     torch.manual_seed(4)
     z = torch.randn(4, 2, 12, 12, dtype=C64)
-    net = KSpaceNet(2, 4, front="contrast").front
+    net = small(4).front
     torch.testing.assert_close(net(z)[1:2], net(z[1:2]))
+
+
+def small(classes: int, **options: Any) -> KSpaceNet:
+    """With a head that is not zero, so that gradients reach everything."""
+    module = KSpaceNet(2, classes, size=16, **options)
+    nn.init.normal_(module.head.weight)
+    return module
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
@@ -124,7 +132,7 @@ def test_no_sample_sees_another() -> None:
 @pytest.mark.parametrize("front", ["contrast", "image", "kspace"])
 def test_clipped_sum_behind_the_fixed_front_is_that_of_a_plain_loop(front: Any, numbers: Any) -> None:
     torch.manual_seed(5)
-    module = KSpaceNet(2, 3, widths=(4, 5), front=front, numbers=numbers)
+    module = small(3, widths=(4, 5), front=front, numbers=numbers)
     z, y = torch.randn(5, 2, 12, 12, dtype=C64), torch.linspace(-1, 1, 5)
     gradients = unit_gradients(module, squared_loss, z, y)
     bound = float(torch.tensor([torch.cat([as_real(g).flatten() for g in unit]).norm() for unit in gradients]).median())
@@ -136,7 +144,7 @@ def test_clipped_sum_behind_the_fixed_front_is_that_of_a_plain_loop(front: Any, 
 
 def test_the_network_does_not_see_gain_or_a_global_phase() -> None:
     torch.manual_seed(6)
-    module, z = KSpaceNet(2, 4), torch.randn(3, 2, 16, 16, dtype=C64)
+    module, z = small(4), torch.randn(3, 2, 16, 16, dtype=C64)
     torch.testing.assert_close(module(z * (3 - 4j)), module(z), rtol=1e-3, atol=1e-3)
 
 
@@ -147,9 +155,10 @@ def test_the_network_does_not_see_gain_or_a_global_phase() -> None:
         (lambda: KSpaceNet(numbers="quaternion"), "complex, real"),  # type: ignore[arg-type]
         (lambda: KSpaceNet(widths=(8,)), "one of each"),
         (lambda: KSpaceNet(widths=(), kernels=(), strides=()), "at least one"),
-        (lambda: KSpaceNet(2)(torch.randn(1, 3, 8, 8, dtype=C64)), "coils along axis 1"),
-        (lambda: KSpaceNet(2)(torch.randn(1, 2, 8, 8)), "complex k-space"),
+        (lambda: small(4)(torch.randn(1, 3, 8, 8, dtype=C64)), "coils along axis 1"),
+        (lambda: small(4)(torch.randn(1, 2, 8, 8)), "complex k-space"),
         (lambda: InverseFourier2d()(torch.randn(1, 2, 8, 8)), "view_as_complex"),
+        (lambda: random_phantoms(2, 7, 1), "8 x 8"),
         (lambda: LocalContrast2d(size=4), "odd"),
         (lambda: LocalContrast2d()(torch.randn(1, 2, 8, 8)), "complex images"),
     ],
@@ -159,11 +168,21 @@ def test_bad_input_is_named(make: Any, message: str) -> None:
         make()
 
 
-def test_only_what_is_trained_has_parameters() -> None:
-    module = KSpaceNet(2, 4)
-    assert not list(module.front.parameters())
-    assert {type(m) for m in module.modules() if list(m.parameters(recurse=False))} == {
-        type(module.features[0]),
-        nn.LayerNorm,
-        nn.Linear,
-    }
+def test_phantoms_are_random_objects_of_their_seed_alone() -> None:
+    state = torch.random.get_rng_state()
+    one, other = random_phantoms(4, 16, 2), random_phantoms(4, 16, 2)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(one, other)
+    assert not torch.equal(one, random_phantoms(4, 16, 2, seed=1))
+    image = InverseFourier2d()(one).abs()
+    assert float(image[:, :, 6:10, 6:10].mean()) > 5 * float(image[:, :, :2, :2].mean())  # an object in the middle
+
+
+def test_features_start_centred_on_phantoms_and_what_does_it_is_fixed() -> None:
+    torch.manual_seed(7)
+    module = small(4)
+    found = (module._means(random_phantoms(256, 16, 2)) - module.centre) / module.spread
+    torch.testing.assert_close(found.mean(0), torch.zeros(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.std(0), torch.ones(16), atol=1e-3, rtol=0)
+    assert {name for name, _ in module.named_buffers()} == {"centre", "spread"}
+    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"features", "head"}

@@ -40,7 +40,8 @@ class InverseFourier2d(nn.Module):
                 "real and imaginary parts first (torch.complex, torch.view_as_complex)."
             )
         axes = (-2, -1)
-        return torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(z, axes), norm="ortho"), axes)
+        image: Tensor = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(z, axes), norm="ortho"), axes)
+        return image
 
 
 class UnitPower(nn.Module):
