@@ -54,7 +54,7 @@ class ConvWeight(ProductSum):
         length, d, p = self.sizes
         in_blocks = self.a.shape[2] // self.geometry.groups % BLOCK_OF_CHANNELS == p % BLOCK_OF_CHANNELS == 0
         fitting = CHUNK_BYTES // (self.shape.numel() * self.a.element_size())
-        fast = self.a.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        fast = torch.backends.mkldnn.is_available() and self.a.dtype == torch.float32  # type: ignore[no-untyped-call]
         if fast and in_blocks and length >= SIDE_BY_SIDE and fitting >= 4:
             return fitting
         return 1 if length * d * self.geometry.groups >= LARGE else 0
