@@ -115,8 +115,8 @@ def _read(path: Path, key: str) -> NDArray[Any]:
     except ValueError as error:  # pickled: an array of arrays, or no npz at all; unpickling could run code
         raise ValueError(
             f"{path}: {key} is no array of numbers, but pickled. Volumes of unequal size cannot be one array: bring them to "
-            "one size with lightning_dp.data.fit_volume and save them stacked, as uint8. If you saved nothing else, fetch the file "
-            "again."
+            "one size with lightning_dp.data.fit_volume and save them stacked, as uint8. If you saved nothing else, fetch "
+            "the file again."
         ) from error
 
 
