@@ -114,9 +114,9 @@ def _read(path: Path, key: str) -> NDArray[Any]:
         raise ValueError(f"{path} is damaged ({error}); fetch it again.") from error
     except ValueError as error:  # pickled: an array of arrays, or no npz at all; unpickling could run code
         raise ValueError(
-            f"{path}: {key} is no array of numbers ({error}). Volumes of unequal size cannot be one array: bring them to one "
-            "size with lightning_dp.data.fit_volume and save them stacked, as uint8. If you saved nothing else, fetch the file "
-            "again."
+            f"{path}: {key} is no array of numbers, but pickled. Volumes of unequal size cannot be one array: bring them to "
+            "one size with lightning_dp.data.fit_volume and save them stacked, as uint8. If you saved nothing else, fetch "
+            "the file again."
         ) from error
 
 

@@ -26,7 +26,7 @@ from lightning_dp.gradients.precision import arithmetic
 from lightning_dp.gradients.reals import like_parameter, real_dtype
 from lightning_dp.gradients.row_memory import RowMemory
 from lightning_dp.gradients.taps import Taps
-from lightning_dp.gradients.units import UnitMap
+from lightning_dp.gradients.units import UnitMap, check_expected, check_weights
 
 __all__ = ("GradientEngine", "LossReduction")
 
@@ -230,8 +230,8 @@ class GradientEngine:
     @contextmanager
     def _physical_batch(self, units: UnitMap, weights: Tensor | None) -> Iterator[Arithmetic]:
         """Around everything that is done for one physical batch: what is held ends with it."""
-        _check_weights(weights, units)
-        _check_expected(self._taps.expected, units)
+        check_weights(weights, units)
+        check_expected(self._taps.expected, units)
         self._memory.begin(self._taps.recorded_bytes())
         try:
             yield arithmetic(self._device().type)
@@ -381,21 +381,3 @@ class GradientEngine:
     def _accumulation_dtype(self) -> torch.dtype:
         wide = any(real_dtype(p.dtype) == torch.float64 for p in self._taps.parameters)
         return torch.float64 if wide else torch.float32
-
-
-def _check_weights(weights: Tensor | None, units: UnitMap) -> None:
-    if weights is None:
-        return
-    if weights.shape != (units.num_units,) or not bool(((weights >= 0) & (weights <= 1)).all()):
-        raise PrivacyConfigError(
-            f"weights must hold one number in [0, 1] for each of the {units.num_units} units: a larger weight would "
-            "carry a unit past its bound"
-        )
-
-
-def _check_expected(expected: UnitMap | None, units: UnitMap) -> None:
-    if expected is not None and expected.counts() != units.counts():
-        raise PrivacyConfigError(
-            f"the forward pass was announced for {expected.counts()}, but its backward pass is on {units.counts()}: which "
-            "layers work on samples was decided by the former. Call expect() before each forward pass."
-        )

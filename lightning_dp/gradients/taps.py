@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ from lightning_dp.gradients.bare import (
     MixedCall,
     Owner,
     leaves_of,
-    map_leaves,
     map_tensors,
     tensors_in,
 )
@@ -36,85 +35,12 @@ from lightning_dp.gradients.memory import nbytes
 from lightning_dp.gradients.reals import carries_gradient
 from lightning_dp.gradients.replay import RandomState
 from lightning_dp.gradients.row_memory import RowMemory
-from lightning_dp.gradients.rules import LayerRule, RowCounter, find_entry
 from lightning_dp.gradients.shared import calls_a_module, module_expression, only_constants, unwrap
+from lightning_dp.gradients.sites import Site, get, handed_over, put
+from lightning_dp.gradients.tap import Record, Tap, is_plain
 from lightning_dp.gradients.units import UnitMap
 
 __all__ = ("Record", "Taps", "uncompiled")
-
-COMPOSITES = (nn.MultiheadAttention,)
-"""Modules that read their children's weights instead of calling the children: one call of the whole is recorded."""
-
-
-@dataclass
-class Record:
-    """One tapped call and the gradient that came back to it.
-
-    Attributes:
-        name: the module's path (and the function, for a bare parameter): for messages.
-        module: the module called, or the owner of the bare parameters.
-        trainable: the parameters that took part: by their names in the module, or, for a bare parameter's call, by
-            their names in the network.
-        inputs: recorded ``(args, kwargs)``.
-        outputs: the output tensors.
-        grads: their gradients, ``None`` where none arrived.
-        rule: the layer's rule, or ``None`` where the generic one must do.
-        mixed: the call of a bare parameter, or ``None`` for a module call.
-        rows: counts the batch rows of a call that does not keep them on axis 0 of its outputs.
-        random_state: the generators' state before the call, where its rule must draw the same numbers again.
-        call: which of the calls with this name in the forward pass it was, from 0.
-    """
-
-    name: str
-    module: nn.Module
-    trainable: dict[str, nn.Parameter]
-    inputs: Any
-    outputs: tuple[Tensor, ...]
-    grads: tuple[Tensor | None, ...]
-    rule: LayerRule | None = None
-    mixed: MixedCall | None = None
-    rows: RowCounter | None = None
-    random_state: RandomState | None = None
-    call: int = 0
-
-    def batch_first(self) -> Record:
-        """The record of a call on ``(T, B, ...)`` tensors, as if it had been made on ``(B, T, ...)``."""
-
-        def swap(t: Tensor) -> Tensor:
-            return t.transpose(0, 1) if t.dim() > 1 else t
-
-        grads = tuple(None if g is None else swap(g) for g in self.grads)
-        inputs, outputs = map_tensors(self.inputs, swap), tuple(map(swap, self.outputs))
-        return replace(self, inputs=inputs, outputs=outputs, grads=grads)
-
-
-@dataclass(frozen=True)
-class _Site:
-    """What is known of a tapped module and looked up in every call."""
-
-    label: str
-    prefix: str
-    kind: type[nn.Module]
-    patched: bool
-    rule: LayerRule | None
-    complex_too: bool
-    rows: RowCounter | None
-    random: Callable[[nn.Module], bool] | None
-    composite: bool
-    bare: bool
-
-    @classmethod
-    def of(cls, module: nn.Module, name: str) -> _Site:
-        entry, composite = find_entry(module), isinstance(module, COMPOSITES)
-        rule, rows, random = (None, None, None) if entry is None else (entry.rule, entry.rows, entry.random)
-        complex_too = entry is not None and entry.complex_too
-        # Parameters beside children are used by functions that no hook sees; those of a leaf, by its own forward.
-        bare = rule is None and not composite and any(True for _ in module.children())
-        label = f"{name or 'the root module'} ({type(module).__name__})"
-        patched = "forward" in vars(module)
-        return cls(
-            label, f"{name}." if name else "", type(module), patched, rule, complex_too, rows, random, composite, bare
-        )
 
 
 class Taps:
@@ -160,7 +86,7 @@ class Taps:
         self.parameters = list(root.parameters())
         """The network's parameters when the taps were placed, each once."""
         self._known = set(map(id, self.parameters))
-        self._sites = {module: _Site.of(module, name) for module, name in self._names.items()}
+        self._sites = {module: Site.of(module, name) for module, name in self._names.items()}
         self._follows = any(site.bare for site in self._sites.values())
         self._parameters = dict(root.named_parameters(remove_duplicate=False))
         self._borrowed: dict[nn.Module, list[str]] = {}
@@ -230,7 +156,7 @@ class Taps:
         for module, stack in self._swapped.items():
             for running in reversed(stack):
                 for name, parameter in running.parameters.items():
-                    _put(module, name, parameter)
+                    put(module, name, parameter)
         self._swapped.clear()
         self._random_states.clear()
         self.clear()
@@ -254,6 +180,11 @@ class Taps:
         """What the inputs recorded since the last pass take, with the parameters: less than a plain step keeps."""
         return self._recorded + nbytes(*self._parameters.values())
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether modules run as if untapped."""
+        return self._paused
+
     def paused(self) -> _Paused:
         """A context in which modules run as if untapped (to repeat a call, or for a plain reference)."""
         return _Paused(self)
@@ -272,7 +203,7 @@ class Taps:
         else:
             parameters = module._parameters  # type: ignore[assignment]
         if module in self._borrowed:
-            parameters = {**parameters, **{name: _get(module, name) for name in self._borrowed[module]}}
+            parameters = {**parameters, **{name: get(module, name) for name in self._borrowed[module]}}
         for name, parameter in parameters.items():
             if isinstance(parameter, BareParameter):  # put there by a module around this one that reads it, too
                 running.before[name], parameter = parameter, self._parameters[site.prefix + name]
@@ -286,9 +217,9 @@ class Taps:
             stand_in = parameter.detach()
             if owner is not None:
                 stand_in = BareParameter.wrap(stand_in, Expression(source=site.prefix + name), owner)
-            _put(module, name, stand_in)
+            put(module, name, stand_in)
         if self._follows and any(isinstance(t, BareParameter) for t in tensors_in((args, kwargs))):
-            inputs = _handed_over(module, args, kwargs, self._keeps)
+            inputs = handed_over(module, args, kwargs, self._keeps)
             if not site.bare and only_constants(inputs, self._constants):
                 inputs, running.expressions = unwrap(inputs)
             return inputs
@@ -304,7 +235,7 @@ class Taps:
         running, random_state = self._swapped[module].pop(), self._random_states.pop(module, None)
         swapped = running.parameters
         for name, parameter in swapped.items():
-            _put(module, name, running.before.get(name, parameter))
+            put(module, name, running.before.get(name, parameter))
         site = self._site(module)
         if output is None or not (swapped or running.expressions) or site.bare:
             return None
@@ -316,7 +247,7 @@ class Taps:
         if not tensors:
             return None
         call = self._next_call(site.label)
-        plain = _is_plain(args, kwargs)  # most calls: without a walk through nested containers
+        plain = is_plain(args, kwargs)  # most calls: without a walk through nested containers
         inputs: Any = (args, kwargs)
         if not plain:
             inputs = map_tensors(inputs, lambda t: t.plain() if isinstance(t, BareParameter) else t)
@@ -376,10 +307,10 @@ class Taps:
                     "parameters would get none. Return tensors in tuples, lists or dicts, or freeze it."
                 )
 
-    def _site(self, module: nn.Module) -> _Site:
+    def _site(self, module: nn.Module) -> Site:
         site = self._sites[module]
         if site.kind is not type(module) or site.patched != ("forward" in vars(module)):
-            site = self._sites[module] = _Site.of(module, self._names[module])
+            site = self._sites[module] = Site.of(module, self._names[module])
         return site
 
     def _owner(self, module: nn.Module) -> Owner:
@@ -402,63 +333,12 @@ class Taps:
     def _tap(self, record: Record, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         for parameter in record.trainable.values():
             self.uses[parameter] += 1
-        plain = record.mixed is None and _is_plain(*record.inputs)
+        plain = record.mixed is None and is_plain(*record.inputs)
         self._recorded += nbytes(record.inputs[0][0]) if plain else nbytes(*tensors_in(record.inputs))
         device = outputs[0].device
         if device not in self._anchors:
             self._anchors[device] = torch.zeros((), device=device, requires_grad=True)
-        return _Tap.apply(self, record, self._anchors[device], *outputs)  # type: ignore[no-any-return]
-
-
-def _handed_over(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keeps: Callable[[BareParameter], bool]
-) -> Any:
-    """The arguments with bare parameters among them turned into tapped tensors; learned states have the batch on axis 1.
-
-    Those that have no batch axis (``keeps``) are followed on.
-    """
-
-    def tapped(t: Tensor) -> Tensor:
-        return t.tapped() if isinstance(t, BareParameter) and not keeps(t) else t
-
-    def state(t: Tensor) -> Tensor:
-        rows_first = t.transpose(0, 1) if isinstance(t, BareParameter) and t.dim() > 1 else t
-        return rows_first.tapped().transpose(0, 1) if isinstance(rows_first, BareParameter) else t
-
-    if not isinstance(module, nn.RNNBase):
-        return map_tensors((args, kwargs), tapped)
-    named = {key: map_tensors(value, tapped if key == "input" else state) for key, value in kwargs.items()}
-    return (*map_tensors(args[:1], tapped), *map_tensors(args[1:], state)), named
-
-
-@dataclass
-class _Running:
-    """A module whose forward pass is under way."""
-
-    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
-    before: dict[str, BareParameter] = field(default_factory=dict)
-    expressions: dict[int, Expression] = field(default_factory=dict)
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return (tensor.plain() if isinstance(tensor, BareParameter) else tensor).detach()
-
-
-def _get(module: nn.Module, name: str) -> nn.Parameter:
-    """What stands where a parameter of that dotted name is: the parameter or a stand-in."""
-    path, _, leaf = name.rpartition(".")
-    return module.get_submodule(path)._parameters[leaf]  # type: ignore[return-value]
-
-
-def _put(module: nn.Module, name: str, value: Tensor) -> None:
-    """Places a tensor where a parameter of that (dotted) name stands, without registering it as one."""
-    if "." in name:
-        path, _, name = name.rpartition(".")
-        module = module.get_submodule(path)
-    module._parameters[name] = value  # type: ignore[assignment]
-    if isinstance(module, nn.RNNBase) and name in module._flat_weights_names:
-        # Recurrent layers hand a list of their own to the fused function.
-        module._flat_weights[module._flat_weights_names.index(name)] = value
+        return Tap.apply(self, record, self._anchors[device], *outputs)  # type: ignore[no-any-return]
 
 
 def uncompiled() -> AbstractContextManager[None]:
@@ -476,6 +356,19 @@ def _inert_taps() -> Taps:
     return taps
 
 
+@dataclass
+class _Running:
+    """A module whose forward pass is under way."""
+
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    before: dict[str, BareParameter] = field(default_factory=dict)
+    expressions: dict[int, Expression] = field(default_factory=dict)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return (tensor.plain() if isinstance(tensor, BareParameter) else tensor).detach()
+
+
 class _Paused:
     def __init__(self, taps: Taps) -> None:
         self._taps, self._was = taps, taps._paused
@@ -485,87 +378,3 @@ class _Paused:
 
     def __exit__(self, *_: object) -> None:
         self._taps._paused = self._was
-
-
-class _Saved:
-    """Stands where a tensor was in a recorded call, while autograd keeps the tensor."""
-
-
-_SAVED = _Saved()
-_PLAIN: Any = ((_SAVED,), {})
-"""The inputs of a call with one tensor and nothing else."""
-
-
-def _is_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return len(args) == 1 and type(args[0]) is Tensor and not kwargs
-
-
-class _Tap(torch.autograd.Function):
-    """Identity forward; the backward completes the record by the gradients that arrived and hands it on."""
-
-    @staticmethod
-    def forward(ctx: Any, taps: Taps, record: Record, anchor: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.taps, ctx.record, ctx.generation, ctx.used = taps, record, taps.generation, False
-        if record.rule is None or record.random_state is not None:
-            # A rule that repeats the call compares with the output: a copy, since the network may change it in place.
-            record.outputs = tuple(t.detach().clone() for t in outputs)
-        # Saved as autograd saves: freed with the graph, recomputed under activation checkpointing, and guarded by the
-        # version counter, which a detached tensor shares with the original. With detached weights nothing else would
-        # notice an input that is changed in place after use (x += f(x)).
-        if record.mixed is None and not record.outputs and _is_plain(*record.inputs):
-            ctx.save_for_backward(record.inputs[0][0])
-            record.inputs = _PLAIN
-        else:
-            ctx.save_for_backward(*tensors_in((record.inputs, record.outputs)))
-            record.inputs = map_tensors(record.inputs, lambda _: _SAVED)
-            record.outputs = map_tensors(record.outputs, lambda _: _SAVED)
-        if record.mixed is not None:
-            record.mixed = MixedCall(record.mixed.func, (), {})
-        return tuple(t.detach() for t in outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        taps, record = ctx.taps, ctx.record
-        if torch.is_grad_enabled() and not taps._paused:
-            # Also outside the recorded pass (torch.autograd.grad in the loss): the weights are detached, so the second
-            # derivative would lack its terms.
-            raise PrivacyError(
-                f"{record.name}: a backward pass with create_graph=True cannot be privatised; the second "
-                "derivative mixes the units. Gradient penalties are not supported."
-            )
-        if taps.receive is not None:
-            if ctx.used or ctx.generation != taps.generation:
-                raise PrivacyError(
-                    f"the loss reaches back to an earlier pass through {record.name}: those rows belong to another "
-                    "draw of units, and would be clipped as if they were this one's. Detach what is carried from step "
-                    "to step (hidden states, memories), and compute the loss afresh in every step."
-                )
-            ctx.used = True
-            record = _completed(record, grads, _saved_tensors(ctx))
-            taps.receive(record.batch_first() if record.module in taps.sequence_first else record)
-        return (None, None, None, *grads)
-
-
-def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
-    try:
-        return ctx.saved_tensors  # type: ignore[no-any-return]
-    except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
-            raise
-        raise PrivacyError(
-            f"the input of {ctx.record.name} was changed in place after the layer had used it, so its "
-            "gradient per unit would be wrong. Replace the in-place operation on that tensor "
-            "(x += ..., an inplace=True activation) by its ordinary form."
-        ) from error
-
-
-def _completed(record: Record, grads: tuple[Tensor | None, ...], saved: Sequence[Tensor]) -> Record:
-    if record.inputs is _PLAIN:
-        return replace(record, inputs=((saved[0],), {}), grads=grads)
-    tensors = iter(saved)
-    inputs, outputs = map_leaves(
-        (record.inputs, record.outputs), lambda leaf: next(tensors) if leaf is _SAVED else leaf
-    )
-    mixed = None if record.mixed is None else MixedCall(record.mixed.func, *inputs)
-    return replace(record, inputs=inputs, outputs=outputs, grads=grads, mixed=mixed)

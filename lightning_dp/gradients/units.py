@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 
-__all__ = ("MAIN", "UnitMap")
+__all__ = ("MAIN", "UnitMap", "check_expected", "check_weights")
 
 MAIN = "units"
 """The name of the kind of rows that ``UnitMap.rows`` describes."""
@@ -175,3 +175,23 @@ class UnitMap:
         slot[order] = torch.arange(unit.numel(), device=device) - starts[unit[order]]
         self._slot_cache[fold] = unit, slot, int(counts.max()) if unit.numel() else 0
         return self._slot_cache[fold]
+
+
+def check_weights(weights: Tensor | None, units: UnitMap) -> None:
+    """Refuses weights that would carry a unit past its bound."""
+    if weights is None:
+        return
+    if weights.shape != (units.num_units,) or not bool(((weights >= 0) & (weights <= 1)).all()):
+        raise PrivacyConfigError(
+            f"weights must hold one number in [0, 1] for each of the {units.num_units} units: a larger weight would "
+            "carry a unit past its bound"
+        )
+
+
+def check_expected(expected: UnitMap | None, units: UnitMap) -> None:
+    """Refuses a backward pass on other units than the forward pass was announced for."""
+    if expected is not None and expected.counts() != units.counts():
+        raise PrivacyConfigError(
+            f"the forward pass was announced for {expected.counts()}, but its backward pass is on {units.counts()}: which "
+            "layers work on samples was decided by the former. Call expect() before each forward pass."
+        )

@@ -110,7 +110,7 @@ CLIPPING_FAULTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "weights are not checked", ENGINE,
-        "        _check_weights(weights, units)\n", "",
+        "        check_weights(weights, units)\n", "",
         f"{SENSITIVITY}::test_weights_that_would_break_the_bound_are_refused",
     ),
     mutant(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants.fault import Mutant, mutant
-from tests.mutants.places import BACKWARD, ENGINE, GENERIC, NOISE, NOISES, PRODUCT_SUM, ROUTES, TAPS, UNITS
+from tests.mutants.places import BACKWARD, ENGINE, GENERIC, NOISE, NOISES, PRODUCT_SUM, ROUTES, TAP, TAPS, UNITS
 
 __all__ = ("LEAK_FAULTS",)
 
@@ -39,7 +39,7 @@ LEAK_FAULTS: tuple[Mutant, ...] = (
         f"{NOISES}::test_sizes_whose_squares_float32_cannot_hold_are_kept",
     ),
     mutant(
-        "changed inputs are not noticed", TAPS, "ctx.save_for_backward(record.inputs[0][0])",
+        "changed inputs are not noticed", TAP, "ctx.save_for_backward(record.inputs[0][0])",
         "ctx.save_for_backward(record.inputs[0][0].data)",
         f"{LEAKS}::test_an_input_changed_after_use_is_refused_by_name",
     ),
@@ -59,7 +59,7 @@ LEAK_FAULTS: tuple[Mutant, ...] = (
         f"{RULES}/test_recurrent.py::test_masks_that_cannot_be_drawn_again_are_refused_by_name",
     ),
     mutant(
-        "time steps of a transformer are taken for rows", TAPS,
+        "time steps of a transformer are taken for rows", TAP,
         "record.batch_first() if record.module in taps.sequence_first else record", "record",
         f"{RULES}/test_attention.py::test_an_encoder_agrees_in_every_batch_size",
     ),
@@ -69,7 +69,7 @@ LEAK_FAULTS: tuple[Mutant, ...] = (
         f"{RULES}/test_recurrent.py::test_any_recurrent_layer_agrees",
     ),
     mutant(
-        "rows of an earlier pass are taken for this one's", TAPS,
+        "rows of an earlier pass are taken for this one's", TAP,
         "if ctx.used or ctx.generation != taps.generation:", "if False:",
         f"{LEAKS}::test_a_loss_that_reaches_back_to_earlier_rows_is_refused",
     ),
