@@ -1,4 +1,4 @@
-"""Both configurations of the recipe train on a few scans of made-up anatomy, and so do the variants that its README compares."""
+"""The recipe trains on a few scans of made-up anatomy, from both configurations, and so do the variants of its README."""
 
 from __future__ import annotations
 

@@ -84,4 +84,19 @@ COMPLEX_FAULTS: tuple[Mutant, ...] = (
         "noise_multiplier / math.sqrt(2.0)", "noise_multiplier",
         "tests/accounting/test_complex_noise.py::test_the_best_attack_on_complex_noise_has_the_power_that_the_index_says",
     ),
-)  # fmt: skip  # fmt: skip
+    mutant(
+        "complex rows go into a release without their imaginary parts", "lightning_dp/strategies/neural/privatise.py",
+        "    if rows.is_complex():", "    if False:",
+        "tests/strategies/test_complex_mechanisms.py::test_a_complex_layer_or_input_is_not_released",
+    ),
+    mutant(
+        "unit power is that of the batch", "lightning_dp/models/complex/fourier.py",
+        "power = z.abs().square().flatten(1).mean(1)", "power = z.abs().square().mean().expand(len(z))",
+        "tests/models/test_kspace.py::test_unit_power_is_blind_to_gain_and_to_the_other_samples",
+    ),
+    mutant(
+        "the objects of all samples share their size", "lightning_dp/models/complex/fourier.py",
+        "share = weights.mean((2, 3), keepdim=True)", "share = weights.mean((0, 2, 3), keepdim=True)",
+        "tests/models/test_kspace.py::test_no_sample_sees_another",
+    ),
+)  # fmt: skip
