@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from lightning_dp.data.cache import generate_once, progress
 from lightning_dp.data.card import DataCard
 from lightning_dp.data.mri import SEQUENCES, TISSUES, acquire, coil_maps, phase_maps, tissue_maps, warps
 from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.models.complex import ContrastHistogram2d
 
 __all__ = ("KSpaceDataModule", "make_kspace")
 
@@ -138,17 +139,19 @@ class KSpaceDataModule(ArrayDataModule):
         coils: receive coils, the channels.
         noise: noise over signal, as standard deviations in k-space; single scans get half to twice that.
         seed: of the data.
+        features: ``"kspace"``, raw, or ``"contrast"``: each scan replaced, once, by its contrast histograms
+            (:class:`~lightning_dp.models.ContrastHistogram2d`), a fixed function of the one scan, which spends no privacy.
         maps: tissue maps in the place of the template's, ``(3, slices, rows, columns)``; nothing is then cached.
         cache_dir: where generated data are kept; see :func:`~lightning_dp.data.cache.cache_folder`.
         eval_batch_size: batch size of the validation and test loaders.
         num_workers: worker processes of the loaders.
 
     Shape:
-        Batches ``(inputs, labels)``: complex64 ``(N, coils, size, size)``, int64 ``(N,)``. The train set's ``unit_id`` is the
-        pseudo-subject: ``DPStrategy(unit="unit_id")`` protects subjects, the default single scans.
+        Batches ``(inputs, labels)``: complex64 ``(N, coils, size, size)`` or ``(N, 144)``, int64 ``(N,)``. The train set's
+        ``unit_id`` is the pseudo-subject: ``DPStrategy(unit="unit_id")`` protects subjects, the default single scans.
 
     Raises:
-        PrivacyConfigError: for sizes out of range.
+        PrivacyConfigError: for sizes out of range, or unknown features.
         ModuleNotFoundError: without ``maps``, if nilearn or nibabel is missing; the message names the extra.
     """
 
@@ -173,6 +176,7 @@ class KSpaceDataModule(ArrayDataModule):
         coils: int = 2,
         noise: float = 0.05,
         seed: int = 0,
+        features: Literal["kspace", "contrast"] = "kspace",
         maps: NDArray[np.float32] | None = None,
         cache_dir: str | None = None,
         eval_batch_size: int = 256,
@@ -183,6 +187,9 @@ class KSpaceDataModule(ArrayDataModule):
             raise PrivacyConfigError(
                 f"n_subjects={n_subjects}, n_test={n_test}, n_val={n_val}: training and test need at least one subject."
             )
+        if features not in ("kspace", "contrast"):
+            raise PrivacyConfigError(f"features={features!r} is unknown; choose 'kspace' or 'contrast'.")
+        self.features = features
         self.subjects = {"train": n_subjects, "test": n_test, "val": n_val}
         self.slices, self.size, self.coils, self.noise = slices, size, coils, noise
         self.seed, self.maps, self.cache_dir = seed, maps, cache_dir
@@ -193,7 +200,7 @@ class KSpaceDataModule(ArrayDataModule):
             return self._make(self.maps)
         facts = {
             "version": VERSION, "subjects": self.subjects, "slices": self.slices, "size": self.size,
-            "coils": self.coils, "noise": self.noise, "seed": self.seed,
+            "coils": self.coils, "noise": self.noise, "seed": self.seed, "features": self.features,
         }  # fmt: skip
         return generate_once("kspace", facts, lambda: self._make(tissue_maps()), self.cache_dir)
 
@@ -207,6 +214,15 @@ class KSpaceDataModule(ArrayDataModule):
             seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint32)[0])
             made = make_kspace(maps, subjects, self.slices, self.size, self.coils, self.noise, seed)
             made["unit_id"] = made["unit_id"] + first
+            if self.features == "contrast":
+                made["inputs"] = self._histograms(made["inputs"])
             first += subjects
             found.update({f"{part}/{name}": array for name, array in made.items()})
+        return found
+
+    @torch.no_grad()
+    def _histograms(self, scans: NDArray[Any]) -> NDArray[Any]:
+        layer = ContrastHistogram2d(self.coils, self.size)
+        parts = torch.split(torch.from_numpy(scans), AT_ONCE)
+        found: NDArray[Any] = torch.cat([layer(part) for part in progress(parts, "contrast")]).numpy()
         return found

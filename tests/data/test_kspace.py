@@ -15,6 +15,7 @@ from lightning_dp.data import KSpaceDataModule
 from lightning_dp.data.kspace import make_kspace
 from lightning_dp.data.mri import SEQUENCES, TISSUES, acquire, coil_maps, phase_maps, tissue_maps, warps
 from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.models import ContrastHistogram2d
 
 
 def small_maps() -> NDArray[np.float32]:
@@ -158,3 +159,16 @@ def test_missing_packages_are_named_with_the_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("lightning_dp.optional.find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match=r"nilearn.*lightning-dp\[data\]"):
         tissue_maps()
+
+
+def test_contrast_features_are_a_fixed_function_of_each_scan() -> None:
+    raw, found = (module(features=features, size=16) for features in ("kspace", "contrast"))
+    raw.setup()
+    found.setup()
+    layer = ContrastHistogram2d(2, 16)
+    for part in ("train", "val", "test"):
+        scans, features = raw.arrays()[f"{part}/inputs"], found.arrays()[f"{part}/inputs"]
+        torch.testing.assert_close(torch.from_numpy(features), layer(torch.from_numpy(scans)))
+        assert np.array_equal(raw.arrays()[f"{part}/unit_id"], found.arrays()[f"{part}/unit_id"])
+    with pytest.raises(PrivacyConfigError, match="choose 'kspace' or 'contrast'"):
+        module(features="wavelets")

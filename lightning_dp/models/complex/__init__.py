@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lightning_dp.models.complex.activations import Cardioid, ConjugateMish, IGaussian, SeparableMish
 from lightning_dp.models.complex.fourier import InverseFourier2d, LocalContrast2d, UnitPower
+from lightning_dp.models.complex.histogram import ComplexMLP, ContrastHistogram2d
 from lightning_dp.models.complex.kspace import KSpaceNet
 from lightning_dp.models.complex.layers import (
     ComplexConv1d,
@@ -29,8 +30,10 @@ __all__ = (
     "ComplexGroupNorm",
     "ComplexLayerNorm",
     "ComplexLinear",
+    "ComplexMLP",
     "ConjugateMish",
     "ConjugatePool",
+    "ContrastHistogram2d",
     "IGaussian",
     "InverseFourier2d",
     "KSpaceNet",

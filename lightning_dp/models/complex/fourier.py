@@ -97,6 +97,12 @@ class LocalContrast2d(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """The two contrast channels."""
+        contrast, weights = self.measured(z)
+        share = weights.mean((2, 3), keepdim=True).clamp_min(0.08)  # a few pixels shall not count for a whole object
+        return contrast * (self.gain * weights / share)
+
+    def measured(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The contrast ``(N, 1, H, W)`` before it is weighted, and which pixels count in either channel ``(N, 2, H, W)``."""
         if not z.is_complex() or z.dim() != 4:
             raise PrivacyConfigError(
                 f"LocalContrast2d got {z.dtype} of shape {tuple(z.shape)}: it takes complex images (N, coils, H, W)."
@@ -111,9 +117,7 @@ class LocalContrast2d(nn.Module):
         contrast = (z * local.conj()).sum(1, keepdim=True) / (size * reference) - 1
         contrast = contrast * (self.ceiling / contrast.abs().clamp_min(self.ceiling))
         inner = (covered > INSIDE).to(magnitude)
-        weights = torch.cat([object_, inner], 1)
-        share = weights.mean((2, 3), keepdim=True).clamp_min(0.08)  # a few pixels shall not count for a whole object
-        return contrast * (self.gain * weights / share)
+        return contrast, torch.cat([object_, inner], 1)
 
     def _mean(self, x: Tensor) -> Tensor:
         k = self.size
