@@ -99,4 +99,9 @@ COMPLEX_FAULTS: tuple[Mutant, ...] = (
         "share = weights.mean((2, 3), keepdim=True)", "share = weights.mean((0, 2, 3), keepdim=True)",
         "tests/models/test_kspace.py::test_no_sample_sees_another",
     ),
+    mutant(
+        "contrast histograms are centred on the batch", "lightning_dp/models/complex/histogram.py",
+        "(self._histograms(part) - self.centre)", "(self._histograms(part) - self._histograms(part).mean(0))",
+        "tests/models/test_histogram.py::test_no_scan_sees_another_nor_its_own_gain_or_global_phase",
+    ),
 )  # fmt: skip
