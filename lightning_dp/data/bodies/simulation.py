@@ -86,9 +86,11 @@ class BodyModel:
 
 
 def draw_parameters(n: int, rng: np.random.Generator) -> Parameters:
-    """Parameters of ``n`` adults: ``male`` 0 or 1, ``age`` in years (25 to 80), ``height`` and the frame in standard
-    deviations, ``tone`` in [-1, 1], and the others in [0, 1].
-    """  # noqa: D205
+    """Parameters of ``n`` adults.
+
+    ``male`` is 0 or 1, ``age`` in years (25 to 80), ``height`` and the frame in standard deviations, ``tone`` in [-1, 1], and
+    the others in [0, 1].
+    """
     covariance = np.eye(len(LATENT))
     for (a, b), value in CORRELATIONS.items():
         i, j = LATENT.index(a), LATENT.index(b)
