@@ -15,7 +15,6 @@ from lightning_dp.gradients.backward import BackwardPass
 from lightning_dp.gradients.bare import Expression
 from lightning_dp.gradients.contributions import Contribution
 from lightning_dp.gradients.contributions.product_sum import ProductSum
-from lightning_dp.gradients.contributions.routes import route_costs
 from lightning_dp.gradients.memory import Memory
 from lightning_dp.gradients.precision import arithmetic
 from lightning_dp.gradients.shared import calls_a_module
@@ -127,9 +126,8 @@ def _cost(contributions: Sequence[Contribution]) -> float | None:
     spent = plain = 0.0
     for c in products:
         length, d, p = c.sizes
-        costs = route_costs(length, d, p, units=c.num_units * c.groups, unfolds=c.unfolds)
         plain += c.groups * length * d * p
-        spent += c.groups * costs.get(c.route, length * d * p)
+        spent += c.groups * c.costs().get(c.route, length * d * p)
     return spent / plain
 
 

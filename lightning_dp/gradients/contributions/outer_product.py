@@ -25,7 +25,7 @@ class OuterProduct(ProductSum):
     """
 
     def __init__(self, a: Tensor, b: Tensor, shape: torch.Size) -> None:
-        super().__init__(a, b, shape, (a.shape[2], a.shape[3], b.shape[3]), unfolds=False)
+        super().__init__(a, b, shape, (a.shape[2], a.shape[3], b.shape[3]))
 
     @override
     def real(self) -> Contribution:

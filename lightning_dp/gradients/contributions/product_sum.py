@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from lightning_dp.gradients.contributions.base import (
     unit_chunks,
     zero_outside,
 )
-from lightning_dp.gradients.contributions.routes import Route, cheapest
+from lightning_dp.gradients.contributions.routes import Route, cheapest, route_costs
 from lightning_dp.gradients.memory import Memory, nbytes
 
 __all__ = ("Energies", "ProductSum", "energies", "resolution", "rounding")
@@ -41,15 +41,21 @@ class ProductSum(Contribution):
         unfolds: whether reading positions off the records means copying patches.
     """
 
-    def __init__(self, a: Tensor, b: Tensor, shape: torch.Size, sizes: tuple[int, int, int], unfolds: bool) -> None:
+    def __init__(
+        self, a: Tensor, b: Tensor, shape: torch.Size, sizes: tuple[int, int, int], unfolds: bool = False
+    ) -> None:
         self.a, self.b, self.shape, self.sizes, self.unfolds = a, b, shape, sizes, unfolds
         self.num_units = a.shape[0]
         self.groups = shape.numel() // (sizes[1] * sizes[2])
-        self.route: Route = cheapest(*sizes, unfolds=unfolds, may_hold=False)
+        self.route: Route = "direct" if sizes[0] == 1 and not unfolds else cheapest(self.costs(), may_hold=False)
         self.held: Tensor | None = None
         """The units' gradients ``(U, G * p * d)``, once the route is ``"held"`` and the norms are known."""
         self._memory: Memory | None = None
         self._bounds: tuple[Tensor, Tensor] | None = None
+
+    def costs(self) -> Mapping[Route, float]:
+        """What each route costs for one unit and group, norm and sum together, in multiply-adds."""
+        return route_costs(*self.sizes, units=self.num_units * self.groups)
 
     @abstractmethod
     def columns(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -67,6 +73,17 @@ class ProductSum(Contribution):
         """An upper bound ``(U,)`` on the sum of ``||a[u, g, t]||^2`` over groups and positions."""
         return row_squares(self.a)
 
+    def gram_matrices(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Inner products of ``a``, and of ``b``, between positions of S units, both ``(S * G, T, T)``; the second is ours."""
+        a, b = (t.flatten(0, 1) for t in self.columns(start, stop))
+        return torch.bmm(a, a.mT), torch.bmm(b, b.mT)
+
+    @property
+    def gram_elements(self) -> int:
+        """The most elements of one temporary that :meth:`gram_matrices` makes for a unit."""
+        length, d, _ = self.sizes
+        return max(2 * length**2, length * d if self.unfolds else 0) * self.groups
+
     def write(self, start: int, stop: int, out: Tensor) -> None:
         """Writes the gradients of units ``start:stop`` to ``out`` ``(S, G * p * d)``, contiguous."""
         _, d, p = self.sizes
@@ -77,7 +94,7 @@ class ProductSum(Contribution):
     @override
     def choose_route(self, memory: Memory) -> None:
         self._memory = memory
-        if cheapest(*self.sizes, units=self.num_units * self.groups, unfolds=self.unfolds) == "held":
+        if self.route != "direct" and cheapest(self.costs()) == "held":
             wanted = self.num_units * self.shape.numel() * self.a.element_size()
             if memory.hold(wanted, nbytes(self.a, self.b)):
                 self.route = "held"
@@ -230,14 +247,14 @@ class ProductSum(Contribution):
 
     def _gram(self) -> tuple[Tensor, Energies]:
         norms, found = [], []
-        for start, stop in self._chunks(2 * self.sizes[0] ** 2 * self.groups):
-            a, b = self.columns(start, stop)
-            units, groups = a.shape[:2]
-            a_gram, b_gram = (torch.bmm(t, t.mT) for t in (a.flatten(0, 1), b.flatten(0, 1)))
+        for start, stop in unit_chunks(self.num_units, self.gram_elements, self._chunk_elements):
+            a_gram, b_gram = self.gram_matrices(start, stop)
             # The diagonals are the positions' energies; cloned, because the product is taken in place.
-            diagonals = [t.diagonal(dim1=1, dim2=2).clone().view(units, groups, -1) for t in (a_gram, b_gram)]
+            diagonals = [
+                t.diagonal(dim1=1, dim2=2).clone().view(stop - start, self.groups, -1) for t in (a_gram, b_gram)
+            ]
             found.append((diagonals[0], diagonals[1]))
-            norms.append(a_gram.mul_(b_gram).view(units, -1).sum(1))
+            norms.append(b_gram.mul_(a_gram).view(stop - start, -1).sum(1))
         return torch.cat(norms), _joined(found)
 
     def _built(self) -> Tensor:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
-__all__ = ("Route", "cheapest", "route_costs")
+__all__ = ("GRAM", "UNFOLD", "Route", "cheapest", "route_costs")
 
 Route = Literal["direct", "gram", "held", "streamed"]
 
-TOUCH = 20  # handling held gradients (write, norm, sum) costs as much as this many multiply-adds an element
-TOUCH_CACHED = 15  # the same where they fit the last-level cache
+GRAM = 1.5  # a multiply-add of these products, smaller and less even than those of a weight gradient
+TOUCH = 45  # handling one element of held gradients (write, norm, sum)
+TOUCH_CACHED = 25  # the same where they fit the last-level cache
 CACHE = 1 << 22  # elements
-BUILD = 20  # the same where the gradients are written and read once, in cache
-UNFOLD = 6  # copying one element of a patch
+BUILD = 25  # the same where gradients are written and read once, in cache
+UNFOLD = 80  # copying one element of a patch, and reading it
 
 
-def route_costs(length: int, d: int, p: int, *, units: int = 1, unfolds: bool = False) -> dict[Route, float]:
+def route_costs(
+    length: int, d: int, p: int, *, units: int = 1, gram: float | None = None, build: float = 0.0
+) -> dict[Route, float]:
     """The cost for one unit, norm and weighted sum together, of each route.
 
     Args:
@@ -23,22 +27,17 @@ def route_costs(length: int, d: int, p: int, *, units: int = 1, unfolds: bool = 
         d: inputs to each output: features, or elements of a patch.
         p: outputs.
         units: how many units' gradients are held together.
-        unfolds: whether patches have to be copied for Gram matrices (convolutions).
+        gram: what the Gram matrix of the inputs costs, ``None``: T^2 d products.
+        build: what building a unit's gradient costs besides its products and handling it.
     """
     product, touched = length * d * p, d * p
-    unfold = UNFOLD * length * d if unfolds else 0
     return {
-        "gram": length**2 * (d + p) + product + unfold,
-        "held": product + (TOUCH_CACHED if units * touched <= CACHE else TOUCH) * touched,
-        "streamed": 2 * product + BUILD * touched,
+        "gram": (GRAM * length**2 * d if gram is None else gram) + GRAM * length**2 * p + product,
+        "held": product + (TOUCH_CACHED if units * touched <= CACHE else TOUCH) * touched + build,
+        "streamed": 2 * product + BUILD * touched + build,
     }
 
 
-def cheapest(length: int, d: int, p: int, *, units: int = 1, may_hold: bool = True, unfolds: bool = False) -> Route:
+def cheapest(costs: Mapping[Route, float], *, may_hold: bool = True) -> Route:
     """The route of least cost; ``may_hold``: gradients may be kept from the norm to the sum."""
-    if length == 1 and not unfolds:
-        return "direct"
-    costs = route_costs(length, d, p, units=units, unfolds=unfolds)
-    if not may_hold:
-        del costs["held"]
-    return min(costs, key=lambda route: costs[route])
+    return min((route for route in costs if may_hold or route != "held"), key=lambda route: costs[route])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,8 +11,10 @@ from typing_extensions import override
 
 from lightning_dp.gradients.contributions import Contribution, OuterProduct, PerUnit
 from lightning_dp.gradients.contributions.product_sum import ProductSum
+from lightning_dp.gradients.contributions.routes import GRAM, UNFOLD, Route, route_costs
 from lightning_dp.gradients.memory import CHUNK_BYTES, Memory
 from lightning_dp.gradients.reals import real_rows
+from lightning_dp.gradients.rules.pixel_gram import by_position, patch_gram, pixel_gram_cost
 from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 
 __all__ = ("ConvGeometry", "ConvWeight", "conv_rule")
@@ -20,6 +24,7 @@ LARGE = (
     1 << 19
 )  # elements of a unit's patches, from which on a call of the library for each unit costs less than they do
 SIDE_BY_SIDE = 256  # positions, from which on the library differentiates several units at once faster than from patches
+LIBRARY = 100  # what an element of a gradient from the library's kernel costs, in multiply-adds, besides handling it
 BLOCK_OF_CHANNELS = 8  # the library's fast kernels go by blocks of channels
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -38,26 +43,23 @@ class ConvWeight(ProductSum):
     def __init__(self, x: Tensor, grad: Tensor, shape: torch.Size, geometry: ConvGeometry) -> None:
         length = x.shape[1] * grad.shape[3:].numel()
         d, p = shape[1:].numel(), shape[0] // geometry.groups
-        super().__init__(x, grad, shape, (length, d, p), unfolds=geometry.kernel_elements > 1)
+        unfolds = geometry.kernel_elements > 1
         self.geometry, self.kernel_shape = geometry, shape
-        self.units_a_call = self._library_units()
+        self.units_a_call = _library_units(x, shape, (length, d, p), geometry)
+        self._by_pixels = unfolds and all(s == 1 for s in geometry.stride)
         self._channels_last = geometry.groups == 1 and x.shape[2] >= CHANNELS_LAST and not self.units_a_call
+        super().__init__(x, grad, shape, (length, d, p), unfolds)
 
-    def _library_units(self) -> int:
-        """How many units' gradients one call of the library's own kernel should give, 0: build them from patches.
-
-        On CPU that kernel needs no patches. Units side by side are groups of one convolution, as long as all their gradients
-        stay in cache. (Measured; on GPUs patches and one batched product were faster.)
-        """
-        if self.a.device.type != "cpu" or self.geometry.kernel_elements == 1:
-            return 0
+    @override
+    def costs(self) -> Mapping[Route, float]:
         length, d, p = self.sizes
-        in_blocks = self.a.shape[2] // self.geometry.groups % BLOCK_OF_CHANNELS == p % BLOCK_OF_CHANNELS == 0
-        fitting = CHUNK_BYTES // (self.shape.numel() * self.a.element_size())
-        fast = torch.backends.mkldnn.is_available() and self.a.dtype == torch.float32  # type: ignore[no-untyped-call]
-        if fast and in_blocks and length >= SIDE_BY_SIDE and fitting >= 4:
-            return fitting
-        return 1 if length * d * self.geometry.groups >= LARGE else 0
+        patches = UNFOLD * length * d if self.unfolds else 0
+        gram = GRAM * length**2 * d + patches
+        if self._by_pixels:
+            pixels = self.a.shape[1] * self.a.shape[3:].numel()
+            gram = GRAM * pixel_gram_cost(pixels, self.a.shape[2] // self.geometry.groups, sum(self.geometry.kernel))
+        build = LIBRARY * d * p if self.units_a_call else patches
+        return route_costs(length, d, p, units=self.num_units * self.groups, gram=gram, build=build)
 
     @override
     def real(self) -> Contribution:
@@ -78,6 +80,21 @@ class ConvWeight(ProductSum):
             a = self.geometry.patches(x, 1, self._memory)
             a = a.view(units, fold, *a.shape[1:]).transpose(1, 2).flatten(2, 3)
         return a, b
+
+    @override
+    def gram_matrices(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        if not self._by_pixels:
+            return super().gram_matrices(start, stop)
+        x, grad, geometry = self.a[start:stop], self.b[start:stop], self.geometry
+        a = patch_gram(x, geometry.groups, grad.shape[3:], geometry.kernel, geometry.dilation, geometry.padding)
+        b = by_position(grad, geometry.groups)
+        return a, torch.bmm(b.mT, b)
+
+    @property
+    @override
+    def gram_elements(self) -> int:
+        pixels: int = self.a.shape[1] * self.a.shape[3:].numel()
+        return 2 * max(pixels, self.sizes[0]) ** 2 * self.groups if self._by_pixels else super().gram_elements
 
     @override
     def in_shape(self, gradients: Tensor) -> Tensor:
@@ -119,6 +136,23 @@ class ConvWeight(ProductSum):
             last = min(first + self.units_a_call, stop)
             gradients = self.geometry.weight_gradients(self.a[first:last], self.b[first:last], self.kernel_shape)
             out[first - start : last - start].view(gradients.shape).copy_(gradients)
+
+
+def _library_units(x: Tensor, shape: torch.Size, sizes: tuple[int, int, int], geometry: ConvGeometry) -> int:
+    """How many units' gradients one call of the library's own kernel should give, 0: build them from patches.
+
+    On CPU that kernel needs no patches. Units side by side are groups of one convolution, as long as all their gradients
+    stay in cache. (Measured; on GPUs patches and one batched product were faster.)
+    """
+    if x.device.type != "cpu" or geometry.kernel_elements == 1:
+        return 0
+    length, d, p = sizes
+    in_blocks = x.shape[2] // geometry.groups % BLOCK_OF_CHANNELS == p % BLOCK_OF_CHANNELS == 0
+    fitting = CHUNK_BYTES // (shape.numel() * x.element_size())
+    fast = torch.backends.mkldnn.is_available() and x.dtype == torch.float32  # type: ignore[no-untyped-call]
+    if fast and in_blocks and length >= SIDE_BY_SIDE and fitting >= 4:
+        return fitting
+    return 1 if length * d * geometry.groups >= LARGE else 0
 
 
 class _PartsOfConvWeight(ConvWeight):
