@@ -86,6 +86,31 @@ class AllZeros:
         return np.zeros(size, dtype=np.uint64)
 
 
+def test_blocks_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_dp.gradients import noise as module
+
+    monkeypatch.setattr(module, "BLOCK", 4_096)
+    noise = NoiseSource(seed=8).add_(torch.zeros(4_096 * 6 + 1_077), 1.0)
+    assert_normal(noise, 1.0)
+    assert_normal(noise[-1_077:], 1.0)
+    assert int((noise == 0).sum()) == 0
+    blocks = noise[: 4_096 * 6].view(6, 4_096)
+    for first in range(6):
+        for second in range(first):
+            assert_uncorrelated(blocks[first], blocks[second])
+
+
+def test_autograd_sees_the_change_in_place() -> None:
+    weight = torch.ones(5, requires_grad=True)
+    x = torch.ones(5)
+    loss = (weight * x).sum()
+    NoiseSource(seed=9).add_(x, 1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()  # type: ignore[no-untyped-call]
+    with torch.inference_mode():
+        assert_normal(NoiseSource(seed=9).add_(torch.zeros(1_000), 1.0), 1.0)
+
+
 def test_source_adds_and_does_not_replace() -> None:
     start = torch.arange(5.0)
     noise = NoiseSource(seed=3).add_(torch.zeros(5), 1.0)
