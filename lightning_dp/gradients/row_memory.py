@@ -62,14 +62,19 @@ class RowMemory:
             raise PrivacyError(_changed(name, num_rows, fitting, before, units))
         self._readings[name, call] = left
         chosen, *others = _simplest(left)
-        owners = units.of_kind(chosen[0]).owners(num_rows, name)
-        if any(not torch.equal(owners, units.of_kind(kind).owners(num_rows, name)) for kind, _ in others):
+        if others and not self._agree([kind for kind, _ in (chosen, *others)], num_rows, units, name):
             raise PrivacyError(
                 f"{name} saw {num_rows} rows, which can be {' or '.join(kind for kind, _ in (chosen, *others))} of this "
                 "batch, and nothing before it told which. Let the strategy's self-check run (it looks at single units), or "
                 "in a loop of your own run one backward pass on a single unit first."
             )
         return units.of_kind(chosen[0])
+
+    @staticmethod
+    def _agree(kinds: list[str], num_rows: int, units: UnitMap, name: str) -> bool:
+        """Whether these kinds of rows say the same of every row of this batch."""
+        first, *others = (units.of_kind(kind).owners(num_rows, name) for kind in kinds)
+        return all(torch.equal(first, other) for other in others)
 
     def is_shared(self, name: str, call: int, num_rows: int, units: UnitMap) -> bool:
         """Whether the ``num_rows`` rows of a call that no gradient comes back to are no rows of the batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from lightning_dp.gradients.bare import MixedCall, map_leaves, map_tensors, tens
 from lightning_dp.gradients.replay import RandomState
 from lightning_dp.gradients.rules import LayerRule, RowCounter
 
-__all__ = ("Record", "Receiver", "Tap", "is_plain")
+__all__ = ("Kept", "Record", "Receiver", "Tap", "is_plain")
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Record:
         rows: counts the batch rows of a call that does not keep them on axis 0 of its outputs.
         random_state: the generators' state before the call, where its rule must draw the same numbers again.
         call: which of the calls with this name in the forward pass it was, from 0.
+        kept: where :class:`Kept` leaves the output for a rule that has a use for it, or ``None``.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Record:
     rows: RowCounter | None = None
     random_state: RandomState | None = None
     call: int = 0
+    kept: list[Tensor] | None = None
 
     def batch_first(self) -> Record:
         """The record of a call on ``(T, B, ...)`` tensors, as if it had been made on ``(B, T, ...)``."""
@@ -131,8 +134,32 @@ class Tap(torch.autograd.Function):
                 )
             ctx.used = True
             record = _completed(record, grads, _saved_tensors(ctx))
+            if record.kept:
+                record = replace(record, outputs=(record.kept.pop(),))
             taps.receive(record.batch_first() if record.module in taps.sequence_first else record)
         return (None, None, None, *grads)
+
+
+class Kept(torch.autograd.Function):
+    """Identity after a tap; the backward hands the output to the tap's record, unless the network has changed it in place.
+
+    A function of its own: what a tap itself saves must be unchanged.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, kept: list[Tensor], output: Tensor) -> Tensor:
+        """The output as it is, saved as autograd saves."""
+        ctx.kept = kept
+        result = output.detach()
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        """The gradient as it is."""
+        with suppress(RuntimeError):  # changed in place since: the rule does without
+            ctx.kept.extend(ctx.saved_tensors)
+        return None, grad
 
 
 def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:

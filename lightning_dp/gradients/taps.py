@@ -37,7 +37,7 @@ from lightning_dp.gradients.replay import RandomState
 from lightning_dp.gradients.row_memory import RowMemory
 from lightning_dp.gradients.shared import calls_a_module, module_expression, only_constants, unwrap
 from lightning_dp.gradients.sites import Site, get, handed_over, put
-from lightning_dp.gradients.tap import Record, Tap, is_plain
+from lightning_dp.gradients.tap import Kept, Record, Tap, is_plain
 from lightning_dp.gradients.units import UnitMap
 
 __all__ = ("Record", "Taps", "uncompiled")
@@ -270,6 +270,8 @@ class Taps:
         if recorded:
             inputs = ((args[0].detach(),), {}) if plain else map_tensors(inputs, lambda t: t.detach())
             record = Record(site.label, module, swapped, inputs, (), (), rule, None, site.rows, random_state, call)
+            if site.keeps_output and rule is not None and self.shift is None:  # shifted, it is of other parameters
+                record.kept = []
             results = self._tap(record, results)
         if tensors[0] is output:
             return results[0]
@@ -338,7 +340,8 @@ class Taps:
         device = outputs[0].device
         if device not in self._anchors:
             self._anchors[device] = torch.zeros((), device=device, requires_grad=True)
-        return Tap.apply(self, record, self._anchors[device], *outputs)  # type: ignore[no-any-return]
+        tapped: tuple[Tensor, ...] = Tap.apply(self, record, self._anchors[device], *outputs)
+        return tapped if record.kept is None else (Kept.apply(record.kept, tapped[0]),)
 
 
 def uncompiled() -> AbstractContextManager[None]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,9 +54,8 @@ class UnitMap:
     terms: Tensor | None = None
     kinds: Mapping[str, Tensor] = field(default_factory=dict)
     folds: Mapping[str, int] = field(default_factory=dict)
-    _slot_cache: dict[int, tuple[Tensor, Tensor, int]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _slot_cache: dict[int, _Slots] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _kind_cache: dict[str, UnitMap] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.num_units < 1:
@@ -88,9 +87,13 @@ class UnitMap:
 
     def of_kind(self, kind: str) -> UnitMap:
         """The map of one kind of rows by itself."""
-        if kind in self.kinds:
-            return UnitMap(self.num_units, self.kinds[kind])
-        return self if not self.kinds and not self.folds else UnitMap(self.num_units, self.rows)
+        if not self.kinds and not self.folds:
+            return self
+        rows = self.kinds.get(kind, self.rows)
+        key = kind if kind in self.kinds else MAIN
+        if key not in self._kind_cache:  # once for all layers: where each row goes is worked out once
+            self._kind_cache[key] = UnitMap(self.num_units, rows)
+        return self._kind_cache[key]
 
     def owners(self, num_rows: int, where: str = "a layer") -> Tensor:
         """The unit of each of ``num_rows`` rows: int64 ``(num_rows,)``."""
@@ -139,7 +142,9 @@ class UnitMap:
         fold = self.fold(tensor.shape[0], where)
         if self.rows is None:
             return tensor.reshape(self.num_units, fold, *tensor.shape[1:])
-        unit, slot, most = self._slots(fold, tensor.device)
+        unit, slot, most, in_order = self._slots(fold, tensor.device)
+        if in_order:
+            return tensor.reshape(self.num_units, most, *tensor.shape[1:])
         grouped = tensor.new_zeros((self.num_units, most, *tensor.shape[1:]))
         if repeat and most > 0:
             first = torch.zeros(self.num_units, dtype=torch.int64, device=tensor.device)
@@ -148,11 +153,16 @@ class UnitMap:
         grouped[unit, slot] = tensor
         return grouped
 
+    def summed(self, tensor: Tensor, where: str = "a layer") -> Tensor:
+        """The sum over each unit's rows: ``(R, ...)`` to ``(U, ...)``."""
+        grouped = self.by_unit(tensor, where)
+        return grouped.flatten(0, 1) if grouped.shape[1] == 1 else grouped.sum(1)
+
     def by_row(self, grouped: Tensor, num_rows: int, where: str = "a layer") -> Tensor:
         """What :meth:`by_unit` grouped, row by row again: ``(U, K, ...)`` to ``(num_rows, ...)``."""
         if self.rows is None:
             return grouped.flatten(0, 1)
-        unit, slot, _ = self._slots(self.fold(num_rows, where), grouped.device)
+        unit, slot, *_ = self._slots(self.fold(num_rows, where), grouped.device)
         return grouped[unit, slot]
 
     def per_row(self, values: Tensor, num_rows: int, where: str = "a layer") -> Tensor:
@@ -162,8 +172,7 @@ class UnitMap:
             return values if fold == 1 else values.repeat_interleave(fold)
         return values[self.rows.to(values.device).repeat_interleave(fold)]
 
-    def _slots(self, fold: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
-        """For each row: its unit, its position within the unit; and the most rows any unit has."""
+    def _slots(self, fold: int, device: torch.device) -> _Slots:
         assert self.rows is not None
         if fold in self._slot_cache and self._slot_cache[fold][0].device == device:
             return self._slot_cache[fold]
@@ -173,8 +182,26 @@ class UnitMap:
         starts = counts.cumsum(0) - counts
         slot = torch.empty_like(unit)
         slot[order] = torch.arange(unit.numel(), device=device) - starts[unit[order]]
-        self._slot_cache[fold] = unit, slot, int(counts.max()) if unit.numel() else 0
+        most = int(counts.max()) if unit.numel() else 0
+        even = unit.numel() == most * self.num_units and bool((order[1:] > order[:-1]).all())
+        self._slot_cache[fold] = _Slots(unit, slot, most, even)
         return self._slot_cache[fold]
+
+
+class _Slots(NamedTuple):
+    """Where the rows go.
+
+    Attributes:
+        unit: each row's unit.
+        slot: its position within the unit.
+        most: the most rows that any unit has.
+        in_order: whether every unit has as many and they lie one unit after the other.
+    """
+
+    unit: Tensor
+    slot: Tensor
+    most: int
+    in_order: bool
 
 
 def check_weights(weights: Tensor | None, units: UnitMap) -> None:

@@ -125,6 +125,10 @@ class PerUnit(Contribution):
         return self.gradients[start:stop]
 
     @override
+    def squared_norms(self) -> Tensor:
+        return row_squares(self.gradients)
+
+    @override
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return (weights.to(self.gradients.dtype) @ self.gradients.reshape(self.num_units, -1)).reshape(self.shape)
 
@@ -203,12 +207,15 @@ def row_squares(gradients: Tensor) -> Tensor:
     (measured), which is a gradient beyond the bound.
     """
     flat = gradients.reshape(gradients.shape[0], -1)
-    whole = flat.shape[1] - flat.shape[1] % BLOCK
-    squares: Tensor = torch.linalg.vector_norm(flat[:, whole:], dim=1).square()
+    rest = flat.shape[1] % BLOCK
+    whole = flat.shape[1] - rest
+    squares: Tensor
     if whole == 0:
+        squares = torch.linalg.vector_norm(flat, dim=1).square_()
         return squares
-    blocks: Tensor = torch.linalg.vector_norm(flat[:, :whole].view(flat.shape[0], -1, BLOCK), dim=2)
-    return squares + blocks.square().sum(1)
+    blocks = flat[:, :whole].view(flat.shape[0], -1, BLOCK)
+    squares = torch.linalg.vector_norm(blocks, dim=2).square_().sum(1)
+    return squares + torch.linalg.vector_norm(flat[:, whole:], dim=1).square_() if rest else squares
 
 
 def zero_outside(tensor: Tensor, mask: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ Energies = tuple[Tensor, Tensor]
 ROUNDOFF = 2.0**-24  # unit roundoff of float32
 CANCELLATION = 2.0**-13  # below this share of its terms, a Gram-matrix norm has lost too many digits
 RESOLUTION = 2.0**-5  # a unit counts for at least this share of what its terms would give if their signs were random
+STAGNATES = 1 << 24  # elements, beyond which a running sum of float32 squares is too small by more than that
 LOST = 2.0**-126  # the most that the square of one float32 can lose to underflow
 
 
@@ -52,6 +53,7 @@ class ProductSum(Contribution):
         """The units' gradients ``(U, G * p * d)``, once the route is ``"held"`` and the norms are known."""
         self._memory: Memory | None = None
         self._bounds: tuple[Tensor, Tensor] | None = None
+        self._most_terms: Tensor | None = None
 
     def costs(self) -> Mapping[Route, float]:
         """What each route costs for one unit and group, norm and sum together, in multiply-adds."""
@@ -71,7 +73,7 @@ class ProductSum(Contribution):
 
     def most_energy(self) -> Tensor:
         """An upper bound ``(U,)`` on the sum of ``||a[u, g, t]||^2`` over groups and positions."""
-        return row_squares(self.a)
+        return energy_bound(self.a)
 
     def gram_matrices(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Inner products of ``a``, and of ``b``, between positions of S units, both ``(S * G, T, T)``; the second is ours."""
@@ -132,7 +134,7 @@ class ProductSum(Contribution):
             return super().scaled(factor)
         scaled = copy.copy(self)
         scaled.b = self.b * factor
-        scaled.doubtful = scaled._bounds = None  # set again with the norms
+        scaled.doubtful = scaled._bounds = scaled._most_terms = None  # set again with the norms
         return scaled
 
     @override
@@ -169,42 +171,65 @@ class ProductSum(Contribution):
 
     @override
     def squared_norms(self) -> Tensor:
-        length, d, p = self.sizes
+        norms = self.norms()
+        self.drop_if_held()
+        return norms
+
+    def norms(self) -> Tensor:
+        """:meth:`squared_norms`, with the records still there."""
+        _, d, p = self.sizes
         if self.route == "direct":
             a, b = self.columns(0, self.num_units)
             return ((energies(a) + d * LOST) * (energies(b) + p * LOST)).sum((1, 2))
         if self.route == "gram":
             norms, found = self._gram()
+            terms = self._bound(found)
+            self.doubtful = norms < CANCELLATION * terms
         else:
             norms = self._hold() if self.route == "held" else self._stream()
-            if self.nothing_cancels(norms, row_squares(self.b)):
-                self.drop_if_held()
+            if self.nothing_cancels(norms):
                 return norms
-            found = self._positions()
-            self.drop_if_held()
-        lost, terms = rounding(found, self.sizes)
-        # Terms that cancel leave a sum of the size of their rounding errors, and while they are being summed they push
-        # the other units' digits out: a unit never counts as smaller than what that arithmetic can resolve.
-        self._bounds = lost, terms * resolution(length)
-        if self.route == "gram":
-            self.doubtful = norms < CANCELLATION * terms
-        return torch.maximum(norms + self._bounds[0], self._bounds[1])
+        return self.never_below_rounding(norms)
 
-    def nothing_cancels(self, norms: Tensor, of_b: Tensor) -> bool:
-        """Whether the norms are so large, beside a bound on all their terms, that neither rounding nor underflow matters.
+    def never_below_rounding(self, norms: Tensor) -> Tensor:
+        """Squared norms ``(U,)`` of which none is smaller than what the arithmetic of these sums can resolve.
+
+        Terms that cancel leave a sum of the size of their rounding errors, and while they are being summed they push the
+        other units' digits out.
+        """
+        if self._bounds is None:
+            self._bound(self._positions())
+        return self.bounded(norms)
+
+    def bounded(self, norms: Tensor, start: int = 0) -> Tensor:
+        """Norms of the units from ``start`` on, raised to the bounds that were found for all, if that was needed."""
+        if self._bounds is None:
+            return norms
+        lost, least = (bound[start : start + len(norms)] for bound in self._bounds)
+        return torch.maximum(norms + lost, least)
+
+    def nothing_cancels(self, norms: Tensor) -> bool:
+        """Whether squared norms ``(U,)`` are so large, beside a bound on their terms, that rounding and underflow do not count.
 
         Nearly always so, and much cheaper to see than each position's energy. Asked on CPU only: the answer would stall
         a GPU.
-
-        Args:
-            norms: squared norms ``(U,)``.
-            of_b: the sum of ``||b[u, g, t]||^2`` over groups and positions, ``(U,)``.
         """
         if self.a.device.type != "cpu":
             return False
-        terms = self.most_energy() * of_b
         # The square of a norm above 1e-16 cannot have lost a part that matters to underflow.
-        return bool(((norms >= terms * resolution(self.sizes[0])) & (norms > 1e-16)).all())
+        least = (self.most_terms() * resolution(self.sizes[0])).clamp_(min=1e-16)
+        return bool((norms >= least).all())
+
+    def most_terms(self) -> Tensor:
+        """No less than the square of the sum of the terms' norms, ``(U,)``."""
+        if self._most_terms is None:
+            self._most_terms = self.most_energy() * energy_bound(self.b)
+        return self._most_terms
+
+    def _bound(self, found: Energies) -> Tensor:
+        lost, terms = rounding(found, self.sizes)
+        self._bounds = lost, terms * resolution(self.sizes[0])
+        return terms
 
     def drop_if_held(self) -> None:
         """The records are no longer needed where gradients are held: this is the memory that they take instead."""
@@ -214,7 +239,7 @@ class ProductSum(Contribution):
 
     @override
     def repaired(self, norms: Tensor) -> Tensor:
-        if self.doubtful is None or self._bounds is None:
+        if self.doubtful is None:
             return norms
         norms = norms.clone()
         for start, stop in self._chunks(self.shape.numel()):
@@ -222,8 +247,7 @@ class ProductSum(Contribution):
             # Many at once: building them all costs less than going from one to the next.
             many = 4 * len(units) >= stop - start
             for first, last in [(start, stop)] if many else [(start + u, start + u + 1) for u in units]:
-                exact = row_squares(self.per_unit(first, last)) + self._bounds[0][first:last]
-                exact = torch.maximum(exact, self._bounds[1][first:last])
+                exact = self.bounded(row_squares(self.per_unit(first, last)), first)
                 norms[first:last] = torch.where(self.doubtful[first:last], exact, norms[first:last])
         return norms
 
@@ -328,6 +352,14 @@ def rounding(found: Energies, sizes: tuple[int, int, int]) -> tuple[Tensor, Tens
     terms = (a_norm * b_norm).sum((1, 2)).square()
     lost = ((p * LOST) ** 0.5 * a_norm.sum(2)).square().sum(1) + ((d * LOST) ** 0.5 * b_norm.sum(2)).square().sum(1)
     return lost, terms
+
+
+def energy_bound(rows: Tensor) -> Tensor:
+    """No less than the squared norms of ``(U, ...)``: in one pass, whose running sums may come out some per cent too small."""
+    if rows[0].numel() > STAGNATES:
+        return row_squares(rows)
+    norms: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1)
+    return norms.square_().mul_(1.1)
 
 
 def energies(rows: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class ConvWeight(ProductSum):
         unfolds = geometry.kernel_elements > 1
         self.geometry, self.kernel_shape = geometry, shape
         self.units_a_call = _library_units(x, shape, (length, d, p), geometry)
-        self._by_pixels = unfolds and all(s == 1 for s in geometry.stride)
+        self._by_pixels = unfolds and (max(geometry.stride) == 1 or max(geometry.dilation) == 1)
         self._channels_last = geometry.groups == 1 and x.shape[2] >= CHANNELS_LAST and not self.units_a_call
         super().__init__(x, grad, shape, (length, d, p), unfolds)
 
@@ -54,10 +54,7 @@ class ConvWeight(ProductSum):
     def costs(self) -> Mapping[Route, float]:
         length, d, p = self.sizes
         patches = UNFOLD * length * d if self.unfolds else 0
-        gram = GRAM * length**2 * d + patches
-        if self._by_pixels:
-            pixels = self.a.shape[1] * self.a.shape[3:].numel()
-            gram = GRAM * pixel_gram_cost(pixels, self.a.shape[2] // self.geometry.groups, sum(self.geometry.kernel))
+        gram = GRAM * self._pixel_gram_cost()[0] if self._by_pixels else GRAM * length**2 * d + patches
         build = LIBRARY * d * p if self.units_a_call else patches
         return route_costs(length, d, p, units=self.num_units * self.groups, gram=gram, build=build)
 
@@ -86,15 +83,23 @@ class ConvWeight(ProductSum):
         if not self._by_pixels:
             return super().gram_matrices(start, stop)
         x, grad, geometry = self.a[start:stop], self.b[start:stop], self.geometry
-        a = patch_gram(x, geometry.groups, grad.shape[3:], geometry.kernel, geometry.dilation, geometry.padding)
+        a = patch_gram(
+            x, geometry.groups, grad.shape[3:], geometry.kernel, geometry.stride, geometry.dilation, geometry.padding
+        )
         b = by_position(grad, geometry.groups)
         return a, torch.bmm(b.mT, b)
 
     @property
     @override
     def gram_elements(self) -> int:
-        pixels: int = self.a.shape[1] * self.a.shape[3:].numel()
-        return 2 * max(pixels, self.sizes[0]) ** 2 * self.groups if self._by_pixels else super().gram_elements
+        if not self._by_pixels:
+            return super().gram_elements
+        return 2 * max(self._pixel_gram_cost()[1], self.sizes[0] ** 2) * self.groups
+
+    def _pixel_gram_cost(self) -> tuple[float, int]:
+        _, rows, channels, *sizes = self.a.shape
+        geometry, out = self.geometry, self.b.shape[3:]
+        return pixel_gram_cost(rows, channels // geometry.groups, sizes, out, geometry.kernel, geometry.stride)
 
     @override
     def in_shape(self, gradients: Tensor) -> Tensor:
@@ -102,15 +107,6 @@ class ConvWeight(ProductSum):
             return gradients.view(gradients.shape[0], *self.kernel_shape)
         outputs, inputs, *kernel = self.kernel_shape
         return gradients.view(gradients.shape[0], outputs, *kernel, inputs).movedim(-1, 2)
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """The gradients of units ``start:stop`` as ``(S, C_out, d)``, each row in the order of :meth:`row_order`."""
-        gradients = self._written(start, stop) if self.held is None else self.held[start:stop]
-        return gradients.view(stop - start, self.kernel_shape[0], -1)
-
-    def row_order(self, weight: Tensor) -> Tensor:
-        """A weight as ``(C_out, d)`` in the order of the gradients' rows."""
-        return (weight.movedim(1, -1) if self._channels_last else weight).flatten(1)
 
     @property
     @override
@@ -284,7 +280,7 @@ def conv_rule(call: LayerCall) -> dict[str, Contribution]:
         pointwise = weight.sizes[0] == 1 and geometry.kernel_elements == 1  # a linear layer in all but its axes
         found["weight"] = OuterProduct(*weight.columns(0, weight.num_units), weight.shape) if pointwise else weight
     if "bias" in call.trainable:
-        found["bias"] = PerUnit(units.by_unit(grad.flatten(2).sum(2), call.name).sum(1))
+        found["bias"] = PerUnit(units.summed(grad.flatten(2).sum(2), call.name))
     return found
 
 

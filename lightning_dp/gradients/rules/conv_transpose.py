@@ -59,5 +59,5 @@ def conv_transpose_rule(call: LayerCall) -> dict[str, Contribution]:
             geometry,
         )
     if "bias" in call.trainable:
-        found["bias"] = PerUnit(units.by_unit(grad.flatten(2).sum(2), call.name).sum(1))
+        found["bias"] = PerUnit(units.summed(grad.flatten(2).sum(2), call.name))
     return found

@@ -66,8 +66,8 @@ def channel_norm_rule(call: LayerCall) -> dict[str, Contribution]:
     found: dict[str, Contribution] = {}
     for number, name in enumerate(("weight", "bias")):
         if name in call.trainable:
-            gradients = torch.cat([part[number] for part in parts]).view(rows, channels)
-            found[name] = PerUnit(call.units.by_unit(gradients, call.name).sum(1))
+            gradients = parts[0][number] if len(parts) == 1 else torch.cat([part[number] for part in parts])
+            found[name] = PerUnit(call.units.summed(gradients.view(rows, channels), call.name))
     return found
 
 

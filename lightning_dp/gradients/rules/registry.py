@@ -33,8 +33,8 @@ class LayerCall:
         units: which rows belong to which privacy unit.
         trainable: names, in the module, of the parameters that take part.
         dtype: float32, or float64 for float64 parameters: norms and sums are kept in it.
-        outputs: the recorded output tensors, and
-        random_state: the generators' state before the call; both only where the layer drew random numbers, so that a
+        outputs: the recorded output tensors, where the rule asked for them and they are unchanged; and
+        random_state: the generators' state before the call; both where the layer drew random numbers, so that a
             rule which repeats the call can draw the same ones and see that it did.
     """
 
@@ -90,6 +90,7 @@ class Entry:
     random: Callable[[nn.Module], bool] | None
     applies: Callable[[nn.Module], bool]
     complex_too: bool = False
+    keeps_output: bool = False
 
 
 _RULES: dict[type[nn.Module] | str, Entry] = {}
@@ -101,6 +102,7 @@ def register_rule(
     random: Callable[[nn.Module], bool] | None = None,
     applies: Callable[[nn.Module], bool] = lambda _: True,
     complex_too: bool = False,
+    keeps_output: bool = False,
 ) -> Callable[[LayerRule], LayerRule]:
     """Registers a :data:`LayerRule` for one or more module classes; a later registration replaces an earlier one.
 
@@ -112,11 +114,12 @@ def register_rule(
         applies: a further condition on a layer, beside those of :func:`find_rule`.
         complex_too: whether the rule is right for complex numbers as well: it conjugates what it multiplies the output
             gradient with. Without it, calls with complex parameters or outputs are left to the generic rule.
+        keeps_output: whether the rule has a use for the output, which it gets where nothing has changed it in place since.
     """
 
     def register(rule: LayerRule) -> LayerRule:
         for module_type in module_types:
-            _RULES[module_type] = Entry(rule, rows, random, applies, complex_too)
+            _RULES[module_type] = Entry(rule, rows, random, applies, complex_too, keeps_output)
         return rule
 
     return register

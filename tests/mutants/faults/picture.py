@@ -9,17 +9,17 @@ __all__ = ("PICTURE_FAULTS",)
 PICTURE_FAULTS: tuple[Mutant, ...] = (
     mutant(
         "norms of the weight in use, not of the weight", "lightning_dp/gradients/rules/standardised.py",
-        "squares = ceiling - (taken * factors).sum(1)", "squares = ceiling",
+        "left = whole - (self.sums.square() + self.products.square() * share).sum(1) / d", "left = whole",
         "tests/gradients/rules/test_computed_weights.py::test_standardised_convolutions_with_gains_agree",
     ),
     mutant(
         "standardisation rounds a unit to nothing", "lightning_dp/gradients/rules/standardised.py",
-        "return torch.maximum(norms + torch.cat(lost), torch.cat(least))", "return norms",
+        "norms = used.never_below_rounding(norms)", "pass",
         "tests/gradients/rules/test_computed_weights.py::test_what_standardisation_takes_away_does_not_round_a_unit_to_nothing",
     ),
     mutant(
         "a norm is a difference of rounded numbers", "lightning_dp/gradients/rules/standardised.py",
-        "(squares >= DIFFERENCE * ceiling).all()", "(squares >= -ceiling).all()",
+        "self.doubtful = hidden > HIDDEN * left", "self.doubtful = hidden > whole",
         "tests/gradients/rules/test_computed_weights.py::test_a_norm_that_is_a_difference_keeps_its_digits",
     ),
     mutant(
@@ -29,8 +29,23 @@ PICTURE_FAULTS: tuple[Mutant, ...] = (
         "tests/gradients/rules/test_conv.py::test_every_way_to_the_units_gradients_agrees",
     ),
     mutant(
+        "outputs of a standardised weight that were changed in place are used", "lightning_dp/gradients/tap.py",
+        "ctx.save_for_backward(result)", "kept.append(result)",
+        "tests/gradients/rules/test_computed_weights.py::test_outputs_are_used_where_they_are_what_they_were",
+    ),
+    mutant(
+        "a pair of pixels is left out of the patches", "lightning_dp/gradients/rules/pixel_gram.py",
+        "min(length, size - shift))", "min(length, size - shift - 1))",
+        "tests/gradients/rules/test_pixel_gram.py",
+    ),
+    mutant(
+        "phases of the input are taken at the wrong place", "lightning_dp/gradients/rules/pixel_gram.py",
+        "slice(o, o + (n + tap - 2) * s + 1, s)", "slice(0, (n + tap - 2) * s + 1, s)",
+        "tests/gradients/rules/test_pixel_gram.py",
+    ),
+    mutant(
         "gain of a standardised weight without its gradient", "lightning_dp/gradients/rules/standardised.py",
-        "PerUnit((self.scale * self.weight.products())", "PerUnit((self.weight.products())",
+        "PerUnit((scale * products)", "PerUnit((products)",
         "tests/gradients/rules/test_computed_weights.py::test_standardised_convolutions_with_gains_agree",
     ),
     mutant(
