@@ -20,7 +20,7 @@ from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 
 __all__ = ("StandardisedWeight", "standardised_conv_rule")
 
-ROUNDED = 2.0**-19  # the most that rounding may hide, as a share of what the numbers are sums of
+ROUNDED = 2.0**-22  # what rounding may hide, as a share of the norms of all terms: their errors have either sign
 HIDDEN = 2.0**-11  # the most that it may hide of a squared norm
 TINY = 1e-12  # factors from which on outputs can be divided by them
 
@@ -112,9 +112,9 @@ def standardised_conv_rule(call: LayerCall) -> dict[str, Contribution]:
     weight, gain = module.weight.detach().to(call.dtype), getattr(module, "gain", None)
     eps, scale = float(module.eps), float(getattr(module, "scale", 1.0))  # type: ignore[arg-type]
     rows = weight.flatten(1)
-    variance, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
-    inverse = torch.rsqrt(variance + eps)
-    normal = (rows - mean) * inverse
+    centred = rows - rows.mean(1, keepdim=True)
+    inverse = torch.rsqrt(centred.square().mean(1, keepdim=True) + eps)  # measured: torch.var is ten times slower
+    normal = centred * inverse
     ones = weight.new_ones(weight.shape[0])
     k = scale * (ones if gain is None else gain.detach().to(call.dtype).view(-1))
     found: dict[str, Contribution] = {}
@@ -157,4 +157,5 @@ def _row_sums(x: Tensor, grad: Tensor, geometry: ConvGeometry) -> Tensor:
     window = x.new_ones(groups, 1, *geometry.kernel)
     patches = F.conv2d(channels, window, None, geometry.stride, tuple(geometry.padding), geometry.dilation, groups)
     by_group = grad.reshape(grad.shape[0], groups, -1, grad.shape[2:].numel())
-    return torch.matmul(by_group, patches.flatten(2).unsqueeze(-1)).flatten(1)
+    sums: Tensor = torch.linalg.vecdot(by_group, patches.flatten(2).unsqueeze(2))
+    return sums.flatten(1)
