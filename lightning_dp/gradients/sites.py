@@ -31,14 +31,14 @@ class Site:
     random: Callable[[nn.Module], bool] | None
     composite: bool
     bare: bool
-    keeps_output: bool
+    keeps_output: Callable[[Tensor], bool] | None
 
     @classmethod
     def of(cls, module: nn.Module, name: str) -> Site:
         """What the rules, and the module's class and children, say of it."""
         entry, composite = find_entry(module), isinstance(module, COMPOSITES)
         rule, rows, random = (None, None, None) if entry is None else (entry.rule, entry.rows, entry.random)
-        complex_too, keeps_output = entry is not None and entry.complex_too, entry is not None and entry.keeps_output
+        complex_too, keeps_output = (False, None) if entry is None else (entry.complex_too, entry.keeps_output)
         # Parameters beside children are used by functions that no hook sees; those of a leaf, by its own forward.
         bare = rule is None and not composite and any(True for _ in module.children())
         label = f"{name or 'the root module'} ({type(module).__name__})"

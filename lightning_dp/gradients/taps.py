@@ -270,7 +270,9 @@ class Taps:
         if recorded:
             inputs = ((args[0].detach(),), {}) if plain else map_tensors(inputs, lambda t: t.detach())
             record = Record(site.label, module, swapped, inputs, (), (), rule, None, site.rows, random_state, call)
-            if site.keeps_output and rule is not None and self.shift is None:  # shifted, it is of other parameters
+            if (
+                site.keeps_output and self.shift is None and site.keeps_output(results[0])
+            ):  # shifted: of other parameters
                 record.kept = []
             results = self._tap(record, results)
         if tensors[0] is output:

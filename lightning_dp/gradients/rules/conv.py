@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from lightning_dp.gradients.reals import real_rows
 from lightning_dp.gradients.rules.pixel_gram import by_position, patch_gram, pixel_gram_cost
 from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 
-__all__ = ("ConvGeometry", "ConvWeight", "conv_rule")
+__all__ = ("SIDE_BY_SIDE", "ConvGeometry", "ConvWeight", "conv_rule")
 
 CHANNELS_LAST = 4  # inputs from which on patches are copied channels last: rows of a patch are then long enough
 LARGE = (
@@ -107,6 +107,10 @@ class ConvWeight(ProductSum):
             return gradients.view(gradients.shape[0], *self.kernel_shape)
         outputs, inputs, *kernel = self.kernel_shape
         return gradients.view(gradients.shape[0], outputs, *kernel, inputs).movedim(-1, 2)
+
+    def row_order(self, weight: Tensor) -> Tensor:
+        """A weight as ``(C_out, d)`` in the order in which gradients are held."""
+        return (weight.movedim(1, -1) if self._channels_last else weight).flatten(1)
 
     @property
     @override
@@ -200,6 +204,11 @@ class ConvGeometry:
     def pad(self, x: Tensor) -> Tensor:
         """Applies the padding that the convolution itself cannot express ('same', reflect, circular, ...)."""
         return x if self._before is None else F.pad(x, self._before, mode=self._mode)
+
+    def convolved(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution of padded inputs ``(R, C, *spatial)`` with another weight."""
+        convolve: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
+        return convolve(x, weight, None, self.stride, tuple(self.padding), self.dilation, self.groups)
 
     def patches(self, x: Tensor, channels: int, memory: Memory | None = None) -> Tensor:
         """The patch that each output element sees: a strided view, and one copy.

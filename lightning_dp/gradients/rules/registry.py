@@ -90,7 +90,7 @@ class Entry:
     random: Callable[[nn.Module], bool] | None
     applies: Callable[[nn.Module], bool]
     complex_too: bool = False
-    keeps_output: bool = False
+    keeps_output: Callable[[Tensor], bool] | None = None
 
 
 _RULES: dict[type[nn.Module] | str, Entry] = {}
@@ -102,7 +102,7 @@ def register_rule(
     random: Callable[[nn.Module], bool] | None = None,
     applies: Callable[[nn.Module], bool] = lambda _: True,
     complex_too: bool = False,
-    keeps_output: bool = False,
+    keeps_output: Callable[[Tensor], bool] | None = None,
 ) -> Callable[[LayerRule], LayerRule]:
     """Registers a :data:`LayerRule` for one or more module classes; a later registration replaces an earlier one.
 
@@ -114,7 +114,7 @@ def register_rule(
         applies: a further condition on a layer, beside those of :func:`find_rule`.
         complex_too: whether the rule is right for complex numbers as well: it conjugates what it multiplies the output
             gradient with. Without it, calls with complex parameters or outputs are left to the generic rule.
-        keeps_output: whether the rule has a use for the output, which it gets where nothing has changed it in place since.
+        keeps_output: of which outputs the rule has a use; it gets them where nothing has changed them in place since.
     """
 
     def register(rule: LayerRule) -> LayerRule:

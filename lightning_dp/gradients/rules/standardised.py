@@ -8,14 +8,13 @@ every unit: ``k / sqrt(var + eps) * (G - mean(G) - w_hat * mean(w_hat * G))``, b
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_dp.gradients.contributions import Contribution, PerUnit
 from lightning_dp.gradients.contributions.base import row_squares, unit_chunks
 from lightning_dp.gradients.memory import Memory
-from lightning_dp.gradients.rules.conv import ConvGeometry, ConvWeight
+from lightning_dp.gradients.rules.conv import SIDE_BY_SIDE, ConvGeometry, ConvWeight
 from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 
 __all__ = ("StandardisedWeight", "standardised_conv_rule")
@@ -34,13 +33,42 @@ class StandardisedWeight(Contribution):
     Args:
         used: gradients of the weight in use, with the output gradients already multiplied by ``k / sqrt(var + eps)``.
         normal: the standardised weight ``(C_out, d)``.
-        sums: of the rows of these gradients, ``(U, C_out)``.
-        products: of these rows with the standardised weight, ``(U, C_out)``.
+        output: the convolution of the inputs with the standardised weight, by unit, times ``k``; ``None``: not to be had.
+        k: ``(C_out,)``, none of it 0 where there is an output.
     """
 
-    def __init__(self, used: ConvWeight, normal: Tensor, sums: Tensor, products: Tensor) -> None:
-        self.used, self.normal, self.sums, self.products = used, normal, sums, products
+    def __init__(self, used: ConvWeight, normal: Tensor, output: Tensor | None, k: Tensor) -> None:
+        self.used, self.normal, self.k = used, normal, k
         self.num_units, self.shape = used.num_units, used.shape
+        self._output = output
+        self._found: tuple[Tensor, Tensor] | None = None
+
+    def sums_and_products(self) -> tuple[Tensor, Tensor]:
+        """Of the rows of the gradients, their sums and their products with the standardised weight: both ``(U, C_out)``."""
+        if self._found is None:
+            used = self.used
+            if used.held is not None:
+                rows = used.held.view(self.num_units, self.shape[0], -1)
+                self._found = rows.sum(-1), torch.linalg.vecdot(rows, used.row_order(self.normal.view(self.shape)))
+            else:
+                self._found = self._from_records()
+            self._output = None
+        return self._found
+
+    def _from_records(self) -> tuple[Tensor, Tensor]:
+        """The sum of each patch, and the output, times the output gradients: no row is built."""
+        used, geometry = self.used, self.used.geometry
+        x, grad, groups = used.a.flatten(0, 1), used.b.flatten(0, 1).flatten(2), geometry.groups
+        channels = x.reshape(x.shape[0], groups, -1, *x.shape[2:]).sum(2)
+        patches = geometry.convolved(channels, x.new_ones(groups, 1, *geometry.kernel)).flatten(2)
+        by_group = grad.view(grad.shape[0], groups, -1, grad.shape[2])
+        sums = torch.linalg.vecdot(by_group, patches.unsqueeze(2)).flatten(1)
+        if self._output is None:
+            products = torch.linalg.vecdot(grad, geometry.convolved(x, self.normal.view(self.shape)).flatten(2))
+        else:
+            products = torch.linalg.vecdot(grad, self._output.flatten(0, 1).flatten(2)) / self.k
+        by_unit = (t.view(self.num_units, -1, self.shape[0]).sum(1) for t in (sums, products))
+        return next(by_unit), next(by_unit)
 
     def pulled_back(self, gradients: Tensor) -> Tensor:
         """From gradients of the weight in use ``(S, *shape)`` to those of the parameter."""
@@ -61,7 +89,7 @@ class StandardisedWeight(Contribution):
     def keep(self, mask: Tensor) -> Contribution:
         kept = self.used.keep(mask)
         assert isinstance(kept, ConvWeight)
-        return StandardisedWeight(kept, self.normal, self.sums, self.products)
+        return StandardisedWeight(kept, self.normal, None, self.k)
 
     @override
     def choose_route(self, memory: Memory) -> None:
@@ -71,8 +99,9 @@ class StandardisedWeight(Contribution):
     def squared_norms(self) -> Tensor:
         used, d = self.used, self.normal.shape[1]
         whole = used.norms()
+        sums, products = self.sums_and_products()
         share = 2 - self.normal.square().mean(-1)
-        left = whole - (self.sums.square() + self.products.square() * share).sum(1) / d
+        left = whole - (sums.square() + products.square() * share).sum(1) / d
         # A difference of rounded numbers: what they may hide is added, and where that would matter rows are looked at.
         hidden = ROUNDED * (whole * used.most_terms()).sqrt()
         self.doubtful = hidden > HIDDEN * left
@@ -98,15 +127,50 @@ class StandardisedWeight(Contribution):
         return norms
 
 
+class StandardisedGain(Contribution):
+    """The gain of a standardised weight: products of gradients and standardised weight, which the weight's norms need too.
+
+    Args:
+        weight: the weight's contribution.
+        factor: what the products are multiplied with, ``(C_out,)``.
+        shape: the gain's shape.
+    """
+
+    def __init__(self, weight: StandardisedWeight, factor: Tensor, shape: torch.Size) -> None:
+        self.weight, self.factor = weight, factor
+        self.num_units, self.shape = weight.num_units, shape
+
+    @override
+    def real(self) -> PerUnit:
+        return PerUnit((self.weight.sums_and_products()[1] * self.factor).view(-1, *self.shape))
+
+    @override
+    def per_unit(self, start: int, stop: int) -> Tensor:
+        return self.real().per_unit(start, stop)
+
+    @override
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        return self.real().weighted_sum(weights)
+
+    @override
+    def keep(self, mask: Tensor) -> Contribution:
+        return self.real().keep(mask)
+
+
+def _small(output: Tensor) -> bool:
+    """On many positions gradients are held, and tell all that is needed."""
+    return output[0, 0].numel() <= SIDE_BY_SIDE
+
+
 @register_rule(
     "lightning_dp.models.weight_standardised.StandardisedConv2d",
     "timm.layers.std_conv.StdConv2d",
     "timm.layers.std_conv.ScaledStdConv2d",
-    keeps_output=True,
+    keeps_output=_small,
 )
 def standardised_conv_rule(call: LayerCall) -> dict[str, Contribution]:
     """The weight, its gain where there is one, and the bias of a convolution with a standardised weight."""
-    module, units = call.module, call.units
+    module, units, name = call.module, call.units, call.name
     assert isinstance(module, nn.Conv2d)
     geometry = ConvGeometry(module)
     weight, gain = module.weight.detach().to(call.dtype), getattr(module, "gain", None)
@@ -117,45 +181,22 @@ def standardised_conv_rule(call: LayerCall) -> dict[str, Contribution]:
     normal = centred * inverse
     ones = weight.new_ones(weight.shape[0])
     k = scale * (ones if gain is None else gain.detach().to(call.dtype).view(-1))
+    factor = k * inverse.view(-1)
+    divisible = k.device.type == "cpu" and float(k.abs().min()) > TINY  # the answer would stall a GPU
     found: dict[str, Contribution] = {}
-    if call.trainable & {"weight", "gain"}:
-        products = _products(call, geometry, normal.view(weight.shape), k)
-        if "weight" in call.trainable:
-            factor = k * inverse.view(-1)
-            x, grad = geometry.pad(call.x), call.grad * factor.view(-1, 1, 1)
-            used = ConvWeight(units.by_unit(x, call.name), units.by_unit(grad, call.name), weight.shape, geometry)
-            sums = units.summed(_row_sums(x, grad, geometry), call.name)
-            found["weight"] = StandardisedWeight(used, normal, sums, products * factor)
-        if gain is not None and "gain" in call.trainable:
-            found["gain"] = PerUnit((scale * products).view(-1, *gain.shape))
+    if "weight" in call.trainable:
+        x, grad = geometry.pad(call.x), call.grad * factor.view(-1, 1, 1)
+        used = ConvWeight(units.by_unit(x, name), units.by_unit(grad, name), weight.shape, geometry)
+        kept = [y for y in call.outputs if y.dtype == call.dtype and module.bias is None and divisible]
+        found["weight"] = StandardisedWeight(used, normal, units.by_unit(kept[0], name) if kept else None, k)
+    if gain is not None and "gain" in call.trainable:
+        weights = found.get("weight")
+        if isinstance(weights, StandardisedWeight) and divisible:
+            found["gain"] = StandardisedGain(weights, scale / factor, gain.shape)
+        else:
+            output = geometry.convolved(geometry.pad(call.x), normal.view(weight.shape))
+            products = torch.linalg.vecdot(call.grad.flatten(2), output.flatten(2))
+            found["gain"] = PerUnit((scale * units.summed(products, name)).view(-1, *gain.shape))
     if "bias" in call.trainable:
-        found["bias"] = PerUnit(units.summed(call.grad.flatten(2).sum(2), call.name))
+        found["bias"] = PerUnit(units.summed(call.grad.flatten(2).sum(2), name))
     return found
-
-
-def _products(call: LayerCall, geometry: ConvGeometry, normal: Tensor, k: Tensor) -> Tensor:
-    """Of each unit's gradient of the weight in use with the standardised weight, by channels: ``(U, C_out)``.
-
-    That is the product of output gradients with the output of a convolution with the standardised weight, which is the
-    layer's own output divided by ``k``, if that was kept as precisely as it is needed.
-    """
-    grad = call.grad
-    kept = [y for y in call.outputs if y.dtype == call.dtype and call.module.bias is None]
-    if kept and k.device.type == "cpu" and float(k.abs().min()) > TINY:  # the answer would stall a GPU
-        y, divisor = kept[0], k
-    else:
-        x = geometry.pad(call.x)
-        y = F.conv2d(x, normal, None, geometry.stride, tuple(geometry.padding), geometry.dilation, geometry.groups)
-        divisor = torch.ones_like(k)
-    return call.units.summed(torch.linalg.vecdot(grad.flatten(2), y.flatten(2)) / divisor, call.name)
-
-
-def _row_sums(x: Tensor, grad: Tensor, geometry: ConvGeometry) -> Tensor:
-    """Sums of the rows of the weight's gradients, ``(R, C_out)``: the sum of each patch, times the output gradients."""
-    groups = geometry.groups
-    channels = x.reshape(x.shape[0], groups, -1, *x.shape[2:]).sum(2)
-    window = x.new_ones(groups, 1, *geometry.kernel)
-    patches = F.conv2d(channels, window, None, geometry.stride, tuple(geometry.padding), geometry.dilation, groups)
-    by_group = grad.reshape(grad.shape[0], groups, -1, grad.shape[2:].numel())
-    sums: Tensor = torch.linalg.vecdot(by_group, patches.flatten(2).unsqueeze(2))
-    return sums.flatten(1)

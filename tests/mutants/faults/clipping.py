@@ -115,12 +115,12 @@ CLIPPING_FAULTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "long sums of squares stagnate", CONTRIBUTIONS,
-        "whole = flat.shape[1] - flat.shape[1] % BLOCK", "whole = 0",
+        "whole = flat.shape[1] - rest", "whole = 0",
         f"{SENSITIVITY}::test_the_norm_of_many_like_terms_is_not_rounded_down",
     ),
     mutant(
         "terms that cancel count for what is left", PRODUCT_SUM,
-        "return torch.maximum(norms + self._bounds[0], self._bounds[1])", "return norms + self._bounds[0]",
+        "return torch.maximum(norms + lost, least)", "return norms + lost",
         f"{ROUTES}::test_no_route_counts_a_unit_as_smaller_than_its_terms_resolve",
         f"{SENSITIVITY}::test_positions_that_cancel_do_not_round_the_others_away",
         f"{SENSITIVITY}::test_patches_that_cancel_do_not_round_the_others_away",

@@ -53,8 +53,12 @@ NOISE_FAULTS: tuple[Mutant, ...] = (
         f"{NOISES}::test_global_seeds_do_not_reach_the_noise",
     ),
     mutant(
+        "the last block of noise is left out", NOISE, "range(0, len(samples), BLOCK)", "range(0, len(samples) - BLOCK, BLOCK)",
+        f"{NOISES}::test_blocks_are_independent",
+    ),
+    mutant(
         "noise rounded to bfloat16", NOISE,
-        "first.addcmul_(radius, cosine)", "first.add_((radius * cosine).bfloat16())",
+        "samples[:pairs] += cosine\n", "samples[:pairs] += torch.from_numpy(cosine).bfloat16().float().numpy()\n",
         f"{TRAPS}::test_t14_noise_is_drawn_in_single_precision",
         f"{NOISES}::test_noise_is_float32_under_bfloat16_autocast",
     ),

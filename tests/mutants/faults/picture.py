@@ -9,7 +9,7 @@ __all__ = ("PICTURE_FAULTS",)
 PICTURE_FAULTS: tuple[Mutant, ...] = (
     mutant(
         "norms of the weight in use, not of the weight", "lightning_dp/gradients/rules/standardised.py",
-        "left = whole - (self.sums.square() + self.products.square() * share).sum(1) / d", "left = whole",
+        "left = whole - (sums.square() + products.square() * share).sum(1) / d", "left = whole",
         "tests/gradients/rules/test_computed_weights.py::test_standardised_convolutions_with_gains_agree",
     ),
     mutant(
@@ -45,7 +45,7 @@ PICTURE_FAULTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "gain of a standardised weight without its gradient", "lightning_dp/gradients/rules/standardised.py",
-        "PerUnit((scale * products)", "PerUnit((products)",
+        "StandardisedGain(weights, scale / factor", "StandardisedGain(weights, 1 / factor",
         "tests/gradients/rules/test_computed_weights.py::test_standardised_convolutions_with_gains_agree",
     ),
     mutant(
