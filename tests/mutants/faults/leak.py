@@ -35,7 +35,8 @@ LEAK_FAULTS: tuple[Mutant, ...] = (
         f"{ROUTES}::test_no_route_counts_a_unit_as_smaller_than_its_terms_resolve",
     ),
     mutant(
-        "noise whose square underflows", NOISE, "radius *= np.float32(-2)\n", "radius *= np.float32(-2 * std**2)\n        std = 1.0\n",
+        "noise whose square underflows", NOISE, "radius *= np.float32(-2)\n",
+        "radius *= np.float32(-2 * std**2)\n        std = 1.0\n",
         f"{NOISES}::test_sizes_whose_squares_float32_cannot_hold_are_kept",
     ),
     mutant(
