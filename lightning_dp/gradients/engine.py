@@ -19,6 +19,7 @@ from lightning_dp.gradients.backward import BackwardPass
 from lightning_dp.gradients.bias import BiasProbe
 from lightning_dp.gradients.borrowed import readers
 from lightning_dp.gradients.clipping import Clipping
+from lightning_dp.gradients.contributions import add_weighted_sums
 from lightning_dp.gradients.flat import group_sums, same_kind, views, zeros
 from lightning_dp.gradients.memory import Memory
 from lightning_dp.gradients.noise import NoiseSource
@@ -347,10 +348,16 @@ class GradientEngine:
         everything_finite = bool(finite.all())
         if not everything_finite:
             self.dropped_units += int((~finite).sum())
-        for parameter, summands in kept.items():
-            for contribution in summands:
-                usable = contribution if everything_finite else contribution.keep(finite)
-                usable.add_weighted_sum(coefficients[group[parameter]], self._sums[parameter])
+        weights_of = coefficients.unbind()
+        add_weighted_sums(
+            (
+                contribution if everything_finite else contribution.keep(finite),
+                weights_of[group[parameter]],
+                self._sums[parameter],
+            )
+            for parameter, summands in kept.items()
+            for contribution in summands
+        )
         if self.probe is not None:
             self.probe.observe(*(plain or gradients), scale, weights, self._bound)
 

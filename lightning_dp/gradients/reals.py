@@ -29,6 +29,8 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor with its parts in the precision of ``dtype``: complex stays complex, integers stay as they are."""
+    if tensor.dtype == dtype:
+        return tensor
     if tensor.is_complex():
         return tensor.to(dtype.to_complex())
     return tensor.to(real_dtype(dtype)) if tensor.is_floating_point() else tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -177,7 +178,9 @@ def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
 
 def _completed(record: Record, grads: tuple[Tensor | None, ...], saved: Sequence[Tensor]) -> Record:
     if record.inputs is _PLAIN:
-        return replace(record, inputs=((saved[0],), {}), grads=grads)
+        completed = copy.copy(record)
+        completed.inputs, completed.grads = ((saved[0],), {}), grads
+        return completed
     tensors = iter(saved)
     inputs, outputs = map_leaves(
         (record.inputs, record.outputs), lambda leaf: next(tensors) if leaf is _SAVED else leaf

@@ -8,7 +8,7 @@ records in the same precision, so that what is clipped is what is summed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ __all__ = (
     "CHUNK_ELEMENTS",
     "Contribution",
     "PerUnit",
+    "add_weighted_sums",
     "joint_squared_norms",
     "mixed",
     "row_squares",
@@ -30,6 +31,7 @@ __all__ = (
 
 CHUNK_ELEMENTS = CHUNK_BYTES // 4  # float32 per-unit gradients built at a time
 USES_RESOLUTION = 2.0**-6  # a unit counts for at least this share of what its uses, summed one after the other, give
+SMALL = 4096  # elements of a parameter, up to which calls cost more than copies
 BLOCK = 4096  # float32 squares are added up in blocks of this length: one long running sum stagnates
 
 
@@ -151,6 +153,26 @@ class PerUnit(Contribution):
         for other in others:
             total = total + other.per_unit(0, self.num_units)
         return PerUnit(total)
+
+
+def add_weighted_sums(each: Iterable[tuple[Contribution, Tensor, Tensor]]) -> None:
+    """Adds the weighted sum of each contribution to its tensor: of many small ones with one product.
+
+    Args:
+        each: contributions, their weights ``(U,)``, and contiguous tensors of the parameters' shapes.
+    """
+    together: dict[tuple[int, torch.dtype], list[tuple[PerUnit, Tensor, Tensor]]] = {}
+    for contribution, weights, out in each:
+        small = type(contribution) is PerUnit and contribution.shape.numel() <= SMALL
+        if isinstance(contribution, PerUnit) and small and contribution.gradients.dtype == out.dtype:
+            together.setdefault((id(weights), out.dtype), []).append((contribution, weights, out))
+        else:
+            contribution.add_weighted_sum(weights, out)
+    for (_, dtype), several in together.items():
+        rows = torch.cat([contribution.gradients.flatten(1) for contribution, _, _ in several], 1)
+        total = torch.mv(rows.t(), several[0][1].to(dtype))
+        parts = torch.split(total, [out.numel() for _, _, out in several])
+        torch._foreach_add_([out.view(-1) for _, _, out in several], parts)
 
 
 def mixed(first: Sequence[Contribution], second: Sequence[Contribution], share: float) -> Contribution | None:

@@ -52,7 +52,8 @@ class LayerCall:
     @property
     def x(self) -> Tensor:
         """The first tensor of the inputs, in the precision :attr:`dtype` where it is floating-point."""
-        x = next(tensors_in((self.args, self.kwargs)))
+        first = self.args[0] if self.args else None
+        x = first if isinstance(first, Tensor) else next(tensors_in((self.args, self.kwargs)))
         return in_precision(x, self.dtype)
 
     @property
