@@ -169,7 +169,7 @@ def add_weighted_sums(each: Iterable[tuple[Contribution, Tensor, Tensor]]) -> No
         else:
             contribution.add_weighted_sum(weights, out)
     for (_, dtype), several in together.items():
-        rows = torch.cat([contribution.gradients.flatten(1) for contribution, _, _ in several], 1)
+        rows = torch.cat([c.gradients.reshape(c.num_units, -1) for c, _, _ in several], 1)
         total = torch.mv(rows.t(), several[0][1].to(dtype))
         parts = torch.split(total, [out.numel() for _, _, out in several])
         torch._foreach_add_([out.view(-1) for _, _, out in several], parts)
