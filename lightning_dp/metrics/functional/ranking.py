@@ -47,7 +47,7 @@ def delong_auroc(scores: ArrayLike | Tensor, targets: ArrayLike | Tensor, confid
         )
     if bool(values.isnan().any()) or not bool(((found == 0) | (found == 1)).all()):
         raise ValueError("scores must not be NaN, and targets must be 0 or 1.")
-    distinct, cell = values.unique(return_inverse=True)
+    distinct, cell = torch.unique(values, return_inverse=True)
     counts = torch.zeros(1, max(len(distinct), 1), 2, dtype=torch.float64)
     if len(values):
         counts.view(-1).index_add_(0, 2 * cell + found.long(), torch.ones(len(values), dtype=torch.float64))
