@@ -148,6 +148,22 @@ def test_the_configuration_runs() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")
+def test_the_configuration_freezes_the_encoder_at_first_if_asked() -> None:
+    """The command of the README."""
+    tiny = ["n_train=6", "n_val=12", "n_test=2", "size=8", "batch_size=3"]
+    words = [f"--config={RECIPE / 'config.yaml'}", *(f"--data.init_args.{setting}" for setting in tiny)]
+    words += ["--trainer.max_steps=4", "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
+    words += ["--trainer.callbacks+=lightning.pytorch.callbacks.BackboneFinetuning"]
+    words += ["--trainer.callbacks.unfreeze_backbone_at_epoch=1"]
+    words += ["--trainer.callbacks.lambda_func=lightning_dp.tasks.optimisation.unchanged"]
+    run = command_line(words, run=False)
+    before = [p.detach().clone() for p in run.model.backbone.parameters()]
+    run.trainer.fit(run.model, run.datamodule)
+    assert [group["lr"] for group in run.trainer.optimizers[0].param_groups] == pytest.approx([0.3, 0.03])
+    assert all(not torch.equal(p, old) for p, old in zip(run.model.backbone.parameters(), before, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")
 def test_the_configuration_for_a_gpu_trains_on_a_folder_made_by_hand(tmp_path: Path) -> None:
     pytest.importorskip("nibabel")
     task(tmp_path / "Task07", 5)
