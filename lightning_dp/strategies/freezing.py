@@ -27,6 +27,7 @@ class Freezing:
         self._saved: frozenset[str] | None = None
         self._parameters: list[nn.Parameter] = []
         self._state: tuple[bytes, tuple[int, ...]] | None = None
+        self._states: set[tuple[bytes, tuple[int, ...]]] = set()
         self._checked: set[frozenset[str]] = set()
 
     def built(self, module: LightningModule) -> None:
@@ -35,7 +36,8 @@ class Freezing:
 
     def begin(self, module: LightningModule) -> None:
         """A run starts: nothing is checked yet."""
-        self._parameters, self._state, self._checked = list(module.parameters()), None, set()
+        self._parameters, self._state = list(module.parameters()), None
+        self._states, self._checked = set(), set()
 
     def for_a_while(self, module: LightningModule) -> tuple[str, ...]:
         """What was trainable as the module was built and is frozen at the start: by a callback, which may unfreeze it."""
@@ -45,13 +47,17 @@ class Freezing:
     def changed(self, optimizers: Sequence[Optimizer], *, manual: bool) -> bool:
         """Whether other parameters are trained than when this was asked last, or optimizers hold others.
 
+        A state that the run has been in before is no news: layers may take turns from step to step.
+
         Args:
             optimizers: all of them.
-            manual: whether the module toggles parameters by itself, so that only the optimizers tell.
+            manual: whether the module toggles parameters by itself, so that only the optimizers tell, and every time.
         """
         required = b"" if manual else bytes(p.requires_grad for p in self._parameters)
         before, self._state = self._state, (required, _held(optimizers))
-        return before is not None and before != self._state
+        known = self._state in self._states and not manual
+        self._states.add(self._state)
+        return before is not None and before != self._state and not known
 
     def holds_others(self, optimizers: Sequence[Optimizer]) -> bool:
         """Whether optimizers hold other parameters than when :meth:`changed` was asked last."""

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_dp import BAMStrategy, LangevinStrategy, NeuralDPStrategy, PrivacyConfigError, PrivacyError
 from lightning_dp.errors import PrivacyWarning
+from lightning_dp.strategies import checked
 from tests.strategies.helpers import CLASSES, FEATURES, Tiny, dataset, fit, loader, strategy
 
 N, LR = 24, 0.2
@@ -203,6 +204,35 @@ def test_after_freezing_the_norm_is_that_of_the_rest() -> None:
     expected = plain_loop(module, values, names_of(module, "head"), 0.3)
     for name, value in expected.items():
         torch.testing.assert_close(gradients[name], value, rtol=1e-4, atol=1e-7)
+
+
+class Turns(Callback):
+    """The backbone and the head by turns, both in the optimizer from the start."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.backbone.requires_grad_(trainer.global_step % 2 == 1)
+        pl_module.head.requires_grad_(trainer.global_step % 2 == 0)
+
+
+def test_layers_may_take_turns_and_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[frozenset[str]] = []
+    original = checked.check_module
+
+    def count(module: Any, **arguments: Any) -> None:
+        checks.append(frozenset(name for name, p in module.named_parameters() if p.requires_grad))
+        original(module, **arguments)
+
+    monkeypatch.setattr(checked, "check_module", count)
+    module = Two()
+    fit(module, strategy(noise_multiplier=0, max_grad_norm=0.3), everybody(), max_epochs=6, callbacks=[Turns()])
+    for step, (_, values, gradients) in enumerate(module.seen):
+        expected = plain_loop(module, values, names_of(module, "backbone" if step % 2 else "head"), 0.3)
+        for name, gradient in gradients.items():
+            if name in expected:
+                torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
+            else:
+                assert gradient is None
+    assert len(checks) == len(set(checks)) == 3  # all, the head, the backbone
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------
