@@ -30,10 +30,8 @@ CONFIGS = {
 }
 METRICS = ("r2_vat", "r2_asat", "mae_vat", "mae_asat", "pearson_vat", "pearson_asat")
 PUBLIC = ["--trainer.strategy=auto", "--trainer.callbacks=[]"]
-PUBLIC_OF: dict[str, list[str]] = {
-    "MeshGNN": [],
-    "SilhouetteCNN": ["--model.init_args.lr=2e-3"],
-}  # without noise 1e-2 is too much for it
+# Without noise, the silhouette network stays at the mean in some runs at the private rate.
+PUBLIC_OF: dict[str, list[str]] = {"MeshGNN": [], "SilhouetteCNN": ["--model.init_args.lr=2e-3"]}
 
 
 def scores(predicted: Any, target: Any) -> list[float]:
