@@ -44,6 +44,7 @@ __all__ = (
     "process_group_is_ready",
     "reduce_over_ranks",
     "set_logged_batch",
+    "skips_epoch_start",
     "transfer_batch",
 )
 
@@ -96,6 +97,12 @@ def init_process_group(
 def call_strategy_hook(trainer: Trainer, name: str, *args: Any, **kwargs: Any) -> Any:
     """Calls a strategy hook as the loop does, so that ``self.log`` inside it knows where it is."""
     return call._call_strategy_hook(trainer, name, *args, **kwargs)
+
+
+def skips_epoch_start(trainer: Trainer) -> bool:
+    """Whether a resumed run begins an epoch without ``on_train_epoch_start``: its checkpoint is of an epoch's last batch."""
+    loop = trainer.fit_loop
+    return bool(loop.restarted_mid_epoch and loop.epoch_loop.batch_progress.is_last_batch)
 
 
 def transfer_batch(module: LightningModule, batch: Any, device: torch.device) -> Any:

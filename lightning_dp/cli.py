@@ -13,6 +13,7 @@ Importing this module needs the core install only; running the command needs the
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -30,6 +31,7 @@ import lightning_dp.models
 import lightning_dp.strategies
 import lightning_dp.tasks
 from lightning_dp import recipes
+from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.inspection import inspect
 
 __all__ = ("InspectingTrainer", "PrivateCLI", "command_line", "main")
@@ -122,7 +124,9 @@ def main(args: list[str] | None = None) -> None:
         args: The words after `lightning-dp`. None reads them from the command line.
 
     Raises:
-        SystemExit: With a message, when the parser is not installed or does not accept the arguments.
+        SystemExit: With a message, when the parser is not installed or does not accept the arguments, or when a refusal of
+            this package ended the run: the message is what there is to know. With ``LIGHTNING_DP_DEBUG=1`` in the environment
+            the refusal is raised as it is, with its traceback.
     """
     words = sys.argv[1:] if args is None else args
     if words[:1] == ["recipes"]:
@@ -133,7 +137,12 @@ def main(args: list[str] | None = None) -> None:
             "lightning-dp: the command line needs a parser that the core install leaves out. "
             "Install it with: pip install 'lightning-dp[cli]'"
         )
-    command_line(args)
+    try:
+        command_line(args)
+    except (PrivacyConfigError, PrivacyError) as refusal:
+        if os.environ.get("LIGHTNING_DP_DEBUG", "0") not in ("", "0"):
+            raise
+        raise SystemExit(f"lightning-dp: {refusal}") from refusal
 
 
 def command_line(args: list[str] | None = None, run: bool = True) -> PrivateCLI:

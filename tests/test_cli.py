@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,6 +18,8 @@ import lightning_dp.cli
 import lightning_dp.strategies
 from lightning_dp.cli import main
 from lightning_dp.errors import PrivacyConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # A module and data that the test owns; everything of ours is named by its short name.
 BORING = [
@@ -93,11 +97,42 @@ def test_units_can_be_named_or_listed_in_a_config(
     config = Path(strategy_config(tmp_path))
     config.write_text(config.read_text().replace("{noise_multiplier", f"{{unit: {unit}, noise_multiplier"))
     if not units:
-        with pytest.raises(PrivacyConfigError, match="no attribute 'patient'"):
+        with pytest.raises(SystemExit, match="no attribute 'patient'"):
             main(["fit", *BORING, "--config", str(config)])
         return
     main(["fit", *BORING, "--config", str(config)])
     assert started[0].strategy.settings().dataset_size == units
+
+
+REFUSED = ["fit", *BORING, "--trainer.strategy=DPStrategy", "--trainer.strategy.eps=8", "--trainer.max_epochs=1"]
+
+
+def test_a_refusal_is_its_message_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIGHTNING_DP_DEBUG", raising=False)
+    with pytest.raises(SystemExit, match=r"^lightning-dp: .*gradient_clip_val.*max_grad_norm") as stop:
+        main([*REFUSED, "--trainer.gradient_clip_val=1.0"])
+    assert stop.value.code == str(stop.value)  # which python prints to stderr, and exits with 1
+    monkeypatch.setenv("LIGHTNING_DP_DEBUG", "1")
+    with pytest.raises(PrivacyConfigError, match="gradient_clip_val"):
+        main([*REFUSED, "--trainer.gradient_clip_val=1.0"])
+
+
+def test_a_refusal_in_the_shell_has_no_traceback() -> None:
+    words = [sys.executable, "-m", "lightning_dp.cli", *REFUSED, "--trainer.gradient_clip_val=1.0"]
+    environment = {key: value for key, value in os.environ.items() if key != "LIGHTNING_DP_DEBUG"}
+    run = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert run.stderr.rstrip().splitlines()[-1].startswith("lightning-dp: ")
+
+
+def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("not a refusal")
+
+    monkeypatch.setattr("lightning_dp.cli.PrivateCLI", broken)
+    with pytest.raises(RuntimeError, match="not a refusal"):
+        main(REFUSED)
 
 
 def test_a_second_run_into_the_same_folder_is_no_error(tmp_path: Path) -> None:

@@ -173,6 +173,10 @@ class GradientEngine:
         """
         self._taps.expect(num_units if isinstance(num_units, UnitMap) else UnitMap(num_units))
 
+    def follow_borrowed(self) -> None:
+        """Follows what the row memory has learned from another engine since: weights that a module around their owner reads."""
+        self._taps.borrow(self._taps.row_memory.borrowed)
+
     @contextmanager
     def recording(self, num_units: int | UnitMap, weights: Tensor | None = None) -> Iterator[None]:
         """Privatises the one backward pass that runs inside the block. Several blocks add up: physical batches.

@@ -19,6 +19,7 @@ from lightning_dp.metrics.functional.abstention import (
 from lightning_dp.metrics.functional.calibration_result import CalibrationResult, CalibrationRow, ReliabilityBin
 from lightning_dp.metrics.functional.fairness_result import FairnessResult, Gap, GroupRow, OutcomeRow
 from lightning_dp.metrics.functional.multiplicity_result import EnsembleRow, MultiplicityResult, MultiplicityRow
+from lightning_dp.metrics.functional.ranking import delong_auroc
 from lightning_dp.metrics.functional.selective_result import (
     OperatingPoint,
     RiskCoverageCurve,
@@ -58,6 +59,7 @@ __all__ = (
     "SelectiveResult",
     "SelectiveRow",
     "answer",
+    "delong_auroc",
     "ensemble_ambiguity",
     "rashomon_set",
     "rashomon_set_by_test",

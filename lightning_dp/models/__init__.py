@@ -37,6 +37,7 @@ from lightning_dp.models.resnet9 import ResNet9
 from lightning_dp.models.resnet9_cxr import chest_xray_resnet9
 from lightning_dp.models.scale_norm import GroupSearch, ResidualBlock, ScaleNorm, add_scale_norm, search_groups
 from lightning_dp.models.scattering import ScatteringTransform
+from lightning_dp.models.silhouette import SilhouetteCNN
 from lightning_dp.models.small import ColourCNN, FlatLinear, TemperedCNN, TemperedSigmoid
 from lightning_dp.models.smoothnet import SmoothNet
 from lightning_dp.models.transfer import Crops, EncoderClassifier, copy_encoder, foreground_box, localise
@@ -83,6 +84,7 @@ __all__ = (
     "ScaleNorm",
     "ScatteringTransform",
     "SeparableMish",
+    "SilhouetteCNN",
     "SliceEncoder",
     "SliceNet",
     "SmoothNet",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -72,10 +73,13 @@ def _check(logits: Tensor, target: Tensor) -> None:
         )
     if target.is_floating_point():
         raise ValueError(f"the target holds {target.dtype}: give the class of each pixel as int64 (target.long()).")
+    if not target.numel():
+        return
+    # One wait for the device, and not four. It cannot be left out: with one channel other classes would train silently.
+    low, high = torch.stack(target.aminmax()).tolist()
     classes = max(logits.shape[1], 2)
-    if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < classes:
+    if not 0 <= low <= high < classes:
         raise ValueError(
-            f"the target holds the classes {int(target.min())} to {int(target.max())}, and {logits.shape[1]} channels of "
-            f"logits know 0 to {classes - 1}: give the network one output for each class, background included, or join classes "
-            "of the masks."
+            f"the target holds the classes {low} to {high}, and {logits.shape[1]} channels of logits know 0 to {classes - 1}: "
+            "give the network one output for each class, background included, or join classes of the masks."
         )

@@ -16,12 +16,12 @@ POOLED = 4
 
 
 class SmoothBlock(nn.Sequential):
-    """``conv 3x3 - max pool 3x3 in steps of one - GroupNorm - SELU``.
+    """``conv 3x3 - max pool 3x3 in steps of one - normalisation - SELU``.
 
     Args:
         inputs: input channels.
         outputs: output channels k.
-        groups: the most groups; None: no normalisation.
+        groups: the most groups of a GroupNorm; 0: InstanceNorm; None: no normalisation.
         separable: whether the convolution is depthwise separable.
     """
 
@@ -31,8 +31,13 @@ class SmoothBlock(nn.Sequential):
             convs = [depthwise, nn.Conv2d(inputs, outputs, 1, bias=False)]
         else:
             convs = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
-        norms = [] if groups is None else [nn.GroupNorm(group_count(outputs, groups), outputs)]
-        super().__init__(*convs, nn.MaxPool2d(3, 1, 1), *norms, nn.SELU())
+        super().__init__(*convs, nn.MaxPool2d(3, 1, 1), *_norms(outputs, groups), nn.SELU())
+
+
+def _norms(channels: int, groups: int | None) -> list[nn.Module]:
+    if groups is None:
+        return []
+    return [nn.GroupNorm(group_count(channels, groups), channels) if groups else nn.InstanceNorm2d(channels)]
 
 
 class SmoothStack(nn.Module):
@@ -74,7 +79,9 @@ class SmoothNet(nn.Module):
         in_channels: channels of the images.
         width: 8.0 for "W80"; multiplied by 8 and rounded down for the first stack's channels, by 16 for the second's.
         depth: blocks of each stack, 5 for "D50".
-        groups: the most groups of each GroupNorm; None: no normalisation.
+        groups: the most groups of each GroupNorm; 0: InstanceNorm, a choice of the authors' code too, here in PyTorch's default
+            form (each channel of each image by itself, without learned weights and without running statistics, which would
+            be private data in a buffer); None: no normalisation. Their fourth choice, BatchNorm, couples the samples.
         separable: depthwise separable convolutions.
 
     Shape:
@@ -95,7 +102,7 @@ class SmoothNet(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width, "depth": depth}
-        check_positive("SmoothNet", sizes | ({} if groups is None else {"groups": groups}))
+        check_positive("SmoothNet", sizes | ({"groups": groups} if groups else {}))
         growth = (int(8 * width), int(16 * width))
         if growth[0] < 1:
             raise PrivacyConfigError(f"SmoothNet(width={width!r}) has no channels: give at least 0.125.")

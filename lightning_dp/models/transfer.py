@@ -52,7 +52,7 @@ def foreground_box(mask: Tensor, margin: int = 2) -> Box | None:
     return tuple((max(start, 0), min(stop, side)) for start, stop, side in pairs)
 
 
-def localise(images: Tensor, masks: Tensor, size: tuple[int, ...], margin: int = 2) -> Crops:
+def localise(images: Tensor, masks: Tensor, size: int | tuple[int, ...], margin: int = 2) -> Crops:
     """Cut each sample to the box around its mask and resample it to one size.
 
     Give the **predicted** mask, as the true one is not there when the model is used. Each crop depends on its own
@@ -63,7 +63,7 @@ def localise(images: Tensor, masks: Tensor, size: tuple[int, ...], margin: int =
         images: ``(N, C, *sides)``, of two or three dimensions.
         masks: ``(N, *sides)``, the foreground is what is not 0. Where there is none the crop is a box of ``size`` at the
             centre, or all of a smaller image.
-        size: of the crops; sides are stretched to it, not kept in proportion.
+        size: of the crops, one number for all sides or one for each; sides are stretched to it, not kept in proportion.
         margin: voxels added to the box on each side.
 
     Returns:
@@ -73,10 +73,12 @@ def localise(images: Tensor, masks: Tensor, size: tuple[int, ...], margin: int =
         ValueError: if the shapes do not belong together.
     """
     sides = tuple(images.shape[2:])
-    if len(sides) not in (2, 3) or tuple(masks.shape) != (len(images), *sides) or len(size) != len(sides) or margin < 0:
+    size = (size,) * len(sides) if isinstance(size, int) else tuple(size)
+    fit = len(sides) in (2, 3) and tuple(masks.shape) == (len(images), *sides) and len(size) == len(sides)
+    if not fit or min(size) < 1 or margin < 0:
         raise ValueError(
-            f"images {tuple(images.shape)}, masks {tuple(masks.shape)}, size {tuple(size)} and margin {margin} do not belong "
-            "together: expected (N, C, *sides), (N, *sides), one length for each side, and a margin of at least 0."
+            f"images {tuple(images.shape)}, masks {tuple(masks.shape)}, size {size} and margin {margin} do not belong "
+            "together: expected (N, C, *sides), (N, *sides), one length of at least 1 for each side, and a margin from 0 on."
         )
     starts = [max((side - length) // 2, 0) for side, length in zip(sides, size, strict=True)]
     centre = tuple((a, min(a + k, n)) for a, k, n in zip(starts, size, sides, strict=True))

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -18,15 +18,15 @@ from typing_extensions import override
 from lightning_dp import _compat
 from lightning_dp.accounting import PrivacySettings
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
-from lightning_dp.gradients import GradientEngine, NoiseSource, RowMemory, UnitMap, rows_of_units, units_of_batch
+from lightning_dp.gradients import NoiseSource, RowMemory
 from lightning_dp.gradients.taps import uncompiled
 from lightning_dp.sampling import build_private_loader, why_not_private
+from lightning_dp.strategies.checked import CheckedStrategy
+from lightning_dp.strategies.freezing import trained
 from lightning_dp.strategies.manual import ManualOptimization
-from lightning_dp.strategies.manualcheck import check_manual_module
 from lightning_dp.strategies.messages import announcement, budget_is_spent, not_private, plan_exceeds_budget
-from lightning_dp.strategies.planned import PlannedStrategy, same_rate
+from lightning_dp.strategies.planned import same_rate
 from lightning_dp.strategies.refusals import refuse
-from lightning_dp.strategies.selfcheck import Checks, check_module
 from lightning_dp.strategies.step import StepUnderWay, step_arguments
 
 __all__ = ("PrivateTrainingStrategy",)
@@ -34,7 +34,7 @@ __all__ = ("PrivateTrainingStrategy",)
 CHECKPOINT_KEY = "lightning_dp"
 
 
-class PrivateTrainingStrategy(PlannedStrategy):
+class PrivateTrainingStrategy(CheckedStrategy):
     """Trains an unmodified LightningModule privately: the plumbing that mechanisms share.
 
     **Guarantee**: every training batch is drawn by the accounted sampler, every step is charged to the append-only ledger
@@ -50,6 +50,7 @@ class PrivateTrainingStrategy(PlannedStrategy):
     def setup_environment(self) -> None:
         if self._trainer.state.fn == TrainerFn.FITTING:
             refuse("trainer", self._subject())
+            self._freezing.built(self._module)
         super().setup_environment()
         self._budget.share_segment(self.broadcast(self._budget.ledger.segment))
 
@@ -69,8 +70,7 @@ class PrivateTrainingStrategy(PlannedStrategy):
             self.setup_optimizers(trainer)
             refuse("optimizers", self._subject())
             self._manual = None if self._module.automatic_optimization else self._follow_optimizers()
-            # Refuses parameters without a bound.
-            self._bound.first.groups(self._module, None if self._manual is None else self._manual.private_parameters)
+            self._refuse_unbounded()
         self.setup_precision_plugin()
         if fitting:
             _compat.move_optimizers(self.optimizers, self.root_device)
@@ -106,47 +106,15 @@ class PrivateTrainingStrategy(PlannedStrategy):
         if self._settled_at != self._trainer.global_step:  # settled before the progress of a resumed run was restored
             self._settled = False
         self._settle()
-        module, settings, row_memory = self._module, self.settings(), RowMemory()
-        if self._self_check and self._manual is None:
-            assert self._loader is not None
-            check_module(
-                module,
-                dataset=self._loader.dataset,
-                collate=self._loader.collate_fn,
-                run_step=self._run_user_step,
-                transfer=self._transfer,
-                loss_reduction=self._loss_reduction,
-                units_of=self._units_of,
-                row_memory=row_memory,
-                rows=self._rows,
-                checks=self._checks(),
-            )
-        if self._self_check and self._manual is not None:
-            assert self._loader is not None
-            check_manual_module(
-                module,
-                public=self._subject().declared(),
-                dataset=self._loader.dataset,
-                collate=self._loader.collate_fn,
-                run_step=self._run_user_step,
-                transfer=self._transfer,
-                loss_reduction=self._loss_reduction,
-                units_of=self._units_of,
-                rows=self._rows,
-            )
-        self._engine = GradientEngine(
-            module,
-            self._bound.threshold or self.clipping,
-            noise_multiplier=settings.noise_multiplier,
-            expected_batch_size=settings.expected_batch_size,
-            loss_reduction=self._loss_reduction,
-            noise=NoiseSource(self._seed, self.global_rank),
-            memory_limit=self._memory_limit,
-            parameters=None if self._manual is None else self._manual.private_parameters,
-            row_memory=row_memory,
-        )
+        settings, self._row_memory = self.settings(), RowMemory()
+        self._freezing.resume(self._module, self._trainer)
+        self._freezing.begin(self._module)
+        self._check()
+        self._check_once_unfrozen()
+        self._engine = self._new_engine(settings, NoiseSource(self._seed, self.global_rank))
         if self._manual is not None:
             self._manual.attach()
+        self._freezing.changed(self.optimizers, manual=self._manual is not None)
         self._announce(settings)
         if not self._budget.may_step(self._position):
             self._stop()
@@ -168,6 +136,8 @@ class PrivateTrainingStrategy(PlannedStrategy):
         # One draw for one batch, also where the module then skips it: a draw is never kept for another batch.
         self._step.begin(self._loader.take())
         self._position = self._step.number + 1
+        if self._freezing.changed(self.optimizers, manual=self._manual is not None):
+            self._trains_otherwise()
         if self._manual is not None:
             self._manual.begin()
             self._running_engine.discard()  # nothing of the draw before, forward passes included
@@ -228,7 +198,7 @@ class PrivateTrainingStrategy(PlannedStrategy):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        checkpoint[CHECKPOINT_KEY] = self.state_dict()
+        checkpoint[CHECKPOINT_KEY] = {**self.state_dict(), "trained": sorted(trained(self._module))}
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     @override
@@ -237,6 +207,7 @@ class PrivateTrainingStrategy(PlannedStrategy):
         if self._trainer.state.fn == TrainerFn.FITTING:
             if CHECKPOINT_KEY in checkpoint:
                 self.load_state_dict(checkpoint[CHECKPOINT_KEY])
+                self._freezing.load(checkpoint[CHECKPOINT_KEY].get("trained"))
             else:
                 rank_zero_warn(
                     f"{checkpoint_path} holds no privacy ledger: what its weights were trained on before is not part of "
@@ -256,12 +227,6 @@ class PrivateTrainingStrategy(PlannedStrategy):
         super().teardown()
 
     # --- manual optimisation ------------------------------------------------------------------------------------------
-
-    def _follow_optimizers(self) -> ManualOptimization:
-        declared = set(self._subject().declared())
-        return ManualOptimization(
-            self.optimizers, [p for name, p in self._module.named_parameters() if name in declared]
-        )
 
     def _manual_step(
         self, manual: ManualOptimization, optimizer: Optimizer, closure: Callable[[], Any], model: Any, **kwargs: Any
@@ -283,17 +248,7 @@ class PrivateTrainingStrategy(PlannedStrategy):
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _running_engine(self) -> GradientEngine:
-        if self._engine is None:
-            raise PrivacyError("the private training step was called outside fit; nothing would privatise its gradient")
-        return self._engine
-
     # What a mechanism may do otherwise than DP-SGD.
-
-    def _checks(self) -> Callable[..., Checks]:
-        """The self-check's kind."""
-        return Checks
 
     def _privatise(self, run_backward: Callable[[Tensor], Tensor], loss: Tensor, weights: Tensor | None) -> Tensor:
         """Adds the clipped gradients of the current physical batch, whose loss is there, to the engine's sum."""
@@ -306,6 +261,8 @@ class PrivateTrainingStrategy(PlannedStrategy):
 
     def _write_gradients(self) -> None:
         """Turns the sum into the one private gradient."""
+        if self._freezing.holds_others(self.optimizers):  # a group added within the step, before it is used
+            refuse("optimizers", self._subject())
         self._running_engine.write_gradients(self.sum_over_ranks, (self.global_rank, self.world_size))
 
     def _run_further_batches(self, optimizer: Optimizer) -> None:
@@ -317,20 +274,6 @@ class PrivateTrainingStrategy(PlannedStrategy):
             arguments = step_arguments(self._module, moved, self._trainer.fit_loop.batch_idx)
             output = _compat.call_strategy_hook(self._trainer, "training_step", *arguments)
             self.backward(output["loss"] if isinstance(output, dict) else output, optimizer)
-
-    def _transfer(self, batch: Any) -> Any:
-        batch = self.precision_plugin.convert_input(batch)
-        return _compat.transfer_batch(self._module, batch, self.root_device)
-
-    def _units_of(self, batch: Any, samples: UnitMap) -> UnitMap:
-        """The map of the rows of a batch, from whose its samples are."""
-        if self._unit_map is None:
-            return units_of_batch(batch, samples)
-        return rows_of_units(self._unit_map(batch), samples)
-
-    def _run_user_step(self, module: LightningModule, batch: Any) -> Any:
-        with self.precision_plugin.train_step_context(), uncompiled():
-            return module.training_step(*step_arguments(module, batch, 0))
 
     def _stop(self) -> None:
         """Ends training after the last step that the budget covers, also where min_epochs or min_steps ask for more."""

@@ -39,6 +39,7 @@ from lightning_dp.strategies.budget import Budget
 from lightning_dp.strategies.messages import chain, kept_samples
 from lightning_dp.strategies.processes import Processes, StartMethod
 from lightning_dp.strategies.refusals import Subject
+from lightning_dp.strategies.refusals.langevin import ONE_CHAIN
 from lightning_dp.strategies.tempering import Tempering, learning_rate_of
 
 __all__ = ("LangevinStrategy",)
@@ -304,6 +305,10 @@ class LangevinStrategy(PrivateTrainingStrategy):
     @override
     def _subject(self) -> Subject:
         return replace(super()._subject(), langevin=True, fixes_learning_rate=self._tempering.fixes_learning_rate)
+
+    @override
+    def _trains_otherwise(self) -> None:
+        raise PrivacyConfigError(f"parameters were frozen, unfrozen or added during the run: {ONE_CHAIN}")
 
     @override
     def _before_settling(self, sampler: LogicalSampler) -> None:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_dp.accounting import PrivacyLedger, PrivacySettings, PrivacySpent, Schedule
 from lightning_dp.accounting.events import Sampling
 from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
-from lightning_dp.gradients import AdaptiveThreshold, Clipping, GradientEngine, LossReduction, UnitMap
+from lightning_dp.gradients import AdaptiveThreshold, Clipping, GradientEngine, LossReduction, RowMemory, UnitMap
 from lightning_dp.gradients.memory import Memory
 from lightning_dp.sampling import (
     LogicalSampler,
@@ -29,6 +29,7 @@ from lightning_dp.sampling import (
 from lightning_dp.strategies.arguments import check_settings
 from lightning_dp.strategies.bound import Bound
 from lightning_dp.strategies.budget import Budget
+from lightning_dp.strategies.freezing import Freezing
 from lightning_dp.strategies.manual import ManualOptimization
 from lightning_dp.strategies.processes import Processes, ProcessStrategy
 from lightning_dp.strategies.refusals import Subject
@@ -100,6 +101,7 @@ class PlannedStrategy(ProcessStrategy):
         self._loader: PrivateDataLoader | None = None
         self._engine: GradientEngine | None = None
         self._step = StepUnderWay()
+        self._freezing, self._row_memory = Freezing(), RowMemory()
         self._settled = False
         self._settled_at = 0
 

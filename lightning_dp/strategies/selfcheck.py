@@ -8,7 +8,7 @@ PyTorch's. They run on a deep copy with logging muted, on a few samples, and rel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ def check_module(
     row_memory: RowMemory,
     rows: UnitRows | None = None,
     checks: Callable[..., Checks] | None = None,
+    thawed: Collection[str] = (),
 ) -> None:
     """Runs the three checks.
 
@@ -69,11 +70,14 @@ def check_module(
         row_memory: learns, for the run to come, which kind of rows each layer sees.
         rows: which samples each unit owns; ``None`` where a unit is a sample.
         checks: makes the :class:`Checks` of a mechanism that has more to check; ``None`` for these.
+        thawed: names of parameters that are frozen, and trained in the copy: they may be unfrozen during the run.
 
     Raises:
         PrivacyError: naming the module or the layer, and the fix.
     """
     twin = muted_copy(module)
+    for name in thawed:
+        twin.get_parameter(name).requires_grad_(True)
     # Loading and transforming samples draws random numbers too: the user's streams go on as if no check had run.
     with isolate_rng(include_cuda=module.device.type == "cuda"):
         # Spread over the data set: in one that is sorted by class, the first samples are too alike to show a coupling.

@@ -56,6 +56,11 @@ class ClassificationTask(LightningModule):
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The network's own ``backbone``, which Lightning's ``BackboneFinetuning`` freezes at first; not all have one."""
+        return self.network.backbone  # type: ignore[return-value]
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits of the inputs."""
         logits: Tensor = self.network(inputs)

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_dp.errors import PrivacyConfigError
 
-__all__ = ("Optimisation", "OptimizerName", "ScheduleName")
+__all__ = ("Optimisation", "OptimizerName", "ScheduleName", "unchanged")
 
 OptimizerName: TypeAlias = Literal["sgd", "adam", "nadam"]
 ScheduleName: TypeAlias = Literal["constant", "cosine", "log_linear"]
@@ -75,3 +75,12 @@ class Optimisation:
             half = max(-(-steps // 2), 1)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1 ** (step % half / half))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def unchanged(epoch: int) -> float:
+    """The factor 1 on a learning rate in every epoch.
+
+    For ``BackboneFinetuning(lambda_func=unchanged)`` of Lightning, which doubles the backbone's learning rate every epoch
+    unless it is told otherwise.
+    """
+    return 1.0

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import BinaryAUROC
 
 from lightning_dp.errors import PrivacyConfigError
@@ -65,6 +65,11 @@ class ResponseTask(LightningModule):
             network.encoder.requires_grad_(False)
         self.val_auroc, self.test_auroc = BinaryAUROC(), BinaryAUROC()
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder, which Lightning's ``BackboneFinetuning`` freezes at first."""
+        return self.network.encoder
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits, whatever the mode."""
         found = self.network(images)
@@ -102,5 +107,5 @@ class ResponseTask(LightningModule):
         return {"logits": logits, "target": labels}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, with the encoder's parameters in a group of their own."""
+        """The optimizer, with the encoder's parameters in a group of their own, if they are not frozen."""
         return self.optimisation.of(self, slow=self.network.encoder, factor=self.encoder_lr_factor)

@@ -20,15 +20,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dp import DPStrategy
 from lightning_dp.accounting import PrivacyLedger, PrivacySpent, privacy_spent
 from lightning_dp.data import AbdominalPhantom, PancreasResponse
-from lightning_dp.metrics import SegmentationDice
+from lightning_dp.metrics import Estimate, SegmentationDice, delong_auroc
 from lightning_dp.models import EncoderClassifier, UNet, copy_encoder, localise
 from lightning_dp.tasks import ResponseTask, SegmentationTask
+from lightning_dp.tasks.optimisation import unchanged
 
 SEEDS = (0, 1, 2, 3, 4)
 MARGIN = 1  # voxels around the predicted mask
@@ -43,6 +45,7 @@ class Variant:
     transferred: bool = False
     mask_pooling: bool = False
     reconstruction: bool = False
+    frozen_first: bool = False
 
 
 VARIANTS = (
@@ -52,6 +55,7 @@ VARIANTS = (
     Variant("localisation + transfer", localised=True, transferred=True),
     Variant("... + mask pooling", localised=True, transferred=True, mask_pooling=True),
     Variant("... + reconstruction", localised=True, transferred=True, reconstruction=True),
+    Variant("... + frozen first", localised=True, transferred=True, frozen_first=True),
 )
 
 
@@ -77,14 +81,16 @@ class Setting:
     private_segmentation_lr: float = 0.5  # SGD with momentum
     private_response_lr: float = 1.0
     max_grad_norm: float = 0.1
+    frozen_epochs: int = 4  # of 12: the encoder's, in the variant that freezes it first and then trains it at lr / 10
+    private_frozen_epochs: int = 2  # of 8
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One seed: Dice of the foreground, AUC of each variant, share of samples without a prediction, and what was spent."""
+    """One seed: Dice of the foreground, AUC of each variant (DeLong), share of samples without a prediction, what was spent."""
 
     dice: float
-    auroc: dict[str, float]
+    auroc: dict[str, Estimate]
     empty: float
     spent: tuple[PrivacySpent, PrivacySpent] | None
 
@@ -95,11 +101,13 @@ def unet(setting: Setting) -> UNet:
 
 
 def train(
-    task: LightningModule, loader: DataLoader[Any], steps: int, eps: float | None, bound: float
+    task: LightningModule, loader: DataLoader[Any], steps: int, eps: float | None, bound: float, frozen_epochs: int = 0
 ) -> PrivacySpent | None:
-    """Train for so many steps, privately if eps is given."""
+    """Train for so many steps, privately if eps is given; the encoder only after ``frozen_epochs``, at a tenth of the rate."""
     strategy = "auto" if eps is None else DPStrategy(eps, max_grad_norm=bound, physical_batch_size=64)
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    if frozen_epochs:
+        quiet["callbacks"] = [BackboneFinetuning(frozen_epochs, unchanged, backbone_initial_ratio_lr=0.1)]
     trainer = Trainer(strategy=strategy, max_steps=steps, accelerator="cpu", devices=1, logger=False, **quiet)
     trainer.fit(task, loader)
     return strategy.privacy_spent() if isinstance(strategy, DPStrategy) else None
@@ -149,8 +157,8 @@ def classify(
     setting: Setting,
     eps: float | None,
     evaluate: str = "test",
-) -> tuple[float, PrivacySpent | None]:
-    """Train one variant on ``parts["train"]``; its AUC on another part."""
+) -> tuple[Estimate, PrivacySpent | None]:
+    """Train one variant on ``parts["train"]``; its AUC on another part, with DeLong's interval."""
     pooling = "mask" if variant.mask_pooling else "mean"
     network = EncoderClassifier(unet(setting).encoder, 2, pooling, variant.reconstruction)
     if variant.transferred:
@@ -164,12 +172,17 @@ def classify(
         task = ResponseTask(network, lr=setting.response_lr)
     loader = DataLoader(TensorDataset(*parts["train"]), batch_size, shuffle=True)
     steps = setting.private_steps if private else setting.response_steps
-    spent = train(task, loader, steps, eps, setting.max_grad_norm)
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
-    tester = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, **quiet)
-    held_out = DataLoader(TensorDataset(*parts[evaluate]), 200)
-    (found,) = tester.test(task, held_out, verbose=False)
-    return found["test/auroc"], spent
+    frozen = setting.private_frozen_epochs if private else setting.frozen_epochs
+    spent = train(task, loader, steps, eps, setting.max_grad_norm, frozen if variant.frozen_first else 0)
+    images, labels = parts[evaluate]
+    return delong_auroc(response_scores(task, images), labels), spent
+
+
+@torch.no_grad()
+def response_scores(task: ResponseTask, images: Tensor) -> Tensor:
+    """The predicted chance of a response."""
+    task.eval()
+    return torch.cat([task.predict_step(part, 0)[:, 1] for part in images.split(200)])
 
 
 def combined(first: PrivacySpent, second: PrivacySpent, same_patients: bool) -> str:
@@ -231,16 +244,14 @@ def main(
     for seed in seeds:
         start = time.perf_counter()
         outcomes.append(run(setting, seed, eps, variants, evaluate))
-        found = ", ".join(f"{name} {value:.3f}" for name, value in outcomes[-1].auroc.items())
+        found = ", ".join(f"{name} {value}" for name, value in outcomes[-1].auroc.items())
         print(f"seed {seed}: Dice {outcomes[-1].dice:.3f}; {found} ({time.perf_counter() - start:.0f} s)", flush=True)
     print(f"\nDice of the foreground: {spread([o.dice for o in outcomes])}")
     print(f"samples without a prediction, cropped at the centre: {spread([o.empty for o in outcomes])}")
     base = variants[0].name
     for variant in variants:
-        gain = [o.auroc[variant.name] - o.auroc[base] for o in outcomes]
-        print(
-            f"{variant.name:<26} {evaluate} AUC {spread([o.auroc[variant.name] for o in outcomes])}, gain {spread(gain)}"
-        )
+        values, gain = ([o.auroc[variant.name].value - less * o.auroc[base].value for o in outcomes] for less in (0, 1))
+        print(f"{variant.name:<26} {evaluate} AUC {spread(values)}, gain {spread(gain)}")
     print(f"{'best possible (Bayes)':<26} AUC {PancreasResponse(0.8).bayes_auc:.3f}")
     if outcomes[0].spent is not None:
         first, second = outcomes[0].spent

@@ -23,6 +23,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet9_plain": lambda: ResNet9(4, width=4, scale_norm=False),
     "resnet9_ws": lambda: ResNet9(4, width=4, groups=(1, 2, 4, 8), weight_standardised=True),
     "smoothnet": lambda: SmoothNet(4, width=0.5, depth=2),
+    "smoothnet_instance": lambda: SmoothNet(4, width=0.5, depth=2, groups=0),
     "smoothnet_separable": lambda: SmoothNet(4, width=0.5, depth=2, groups=None, separable=True),
     "wrn": lambda: WideResNet(4, depth=10, width=1),
     "wrn_scalenorm": lambda: WideResNet(4, depth=10, width=1, scale_norm=True),
@@ -47,6 +48,7 @@ def count(module: nn.Module) -> int:
         (lambda: ResNet9(165), 2_607_589),
         (lambda: SmoothNet(width=8.0, depth=5), 3_391_853),
         (lambda: SmoothNet(width=1.0, depth=1), 101_017),
+        (lambda: SmoothNet(width=1.0, depth=1, groups=0), 101_017 - 2 * (8 + 16)),
         (lambda: ColourCNN(), 550_570),
     ],
 )
@@ -95,6 +97,19 @@ def test_smoothnet_counts_its_channels(width: float, depth: int, channels: int, 
     total += (16 * l + 1) * 256 + 257 * 128 + 129 * classes
     assert count(net) == total
     assert net(torch.zeros(1, channels, 16, 16)).shape == (1, classes)
+
+
+def test_instance_norm_is_a_group_for_each_channel_without_weights() -> None:
+    torch.manual_seed(0)
+    instance, group = SmoothNet(4, width=0.5, depth=2, groups=0), SmoothNet(4, width=0.5, depth=2, groups=1000)
+    weights = {k: v for k, v in group.state_dict().items() if k in instance.state_dict()}
+    instance.load_state_dict(weights)
+    assert [name for name, _ in instance.named_buffers()] == []
+    images = torch.randn(3, 3, 16, 16)
+    for net in (instance, group):
+        net.train()
+    torch.testing.assert_close(instance(images), group(images))
+    torch.testing.assert_close(instance.eval()(images), group(images))  # no running statistics that would step in
 
 
 def test_only_the_last_block_of_smoothnet_reaches_the_head() -> None:
@@ -167,7 +182,7 @@ def test_images_that_do_not_fit_are_refused_with_the_fix(name: str) -> None:
         (lambda: ResNet9(groups=(32, 32)), "four numbers"),
         (lambda: ResNet9(width=0), "width=0"),
         (lambda: SmoothNet(depth=0), "depth=0"),
-        (lambda: SmoothNet(groups=0), "groups=0"),
+        (lambda: SmoothNet(groups=-1), "groups=-1"),
         (lambda: SmoothNet(width=0.1), r"at least 0\.125"),
         (lambda: WideResNet(depth=17), r"6 k \+ 4"),
         (lambda: WideResNet(num_classes=0), "num_classes=0"),

@@ -135,6 +135,12 @@ def test_clipped_sum_is_that_of_a_plain_loop(dims: int, pooling: Any) -> None:
         assert relative_error(engine.clipped_sum(), truth) < 1e-4
 
 
+def test_one_number_is_the_size_of_all_sides() -> None:
+    torch.manual_seed(0)
+    images, masks = torch.randn(2, 1, 8, 8, 8), (torch.rand(2, 8, 8, 8) > 0.9).long()
+    assert torch.equal(localise(images, masks, 4).images, localise(images, masks, (4, 4, 4)).images)
+
+
 def test_reconstruction_is_made_in_training_only() -> None:
     network = EncoderClassifier(MoNet(1, dims=3, filters=4, depth=2).encoder, reconstruction=True)
     x = torch.randn(2, 1, 8, 8, 8)
@@ -143,10 +149,12 @@ def test_reconstruction_is_made_in_training_only() -> None:
 
 
 def test_bad_input_is_explained() -> None:
-    with pytest.raises(ValueError, match="one length for each side"):
+    with pytest.raises(ValueError, match="one length of at least 1 for each side"):
         localise(torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 9), (4, 4))
-    with pytest.raises(ValueError, match="one length for each side"):
+    with pytest.raises(ValueError, match="one length of at least 1 for each side"):
         localise(torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8), (4, 4, 4))
+    with pytest.raises(ValueError, match=r"size \(0, 0\)"):
+        localise(torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8), 0)
     with pytest.raises(ValueError, match="margin -1"):
         localise(torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8), (4, 4), -1)
     with pytest.raises(PrivacyConfigError, match="'mask'"):

@@ -13,6 +13,7 @@ from tests.mutants.faults.chest_xray import CHEST_XRAY_FAULTS
 from tests.mutants.faults.clipping import CLIPPING_FAULTS
 from tests.mutants.faults.complex import COMPLEX_FAULTS
 from tests.mutants.faults.detection import DETECTION_FAULTS
+from tests.mutants.faults.freezing import FREEZING_FAULTS
 from tests.mutants.faults.langevin import LANGEVIN_FAULTS
 from tests.mutants.faults.leak import LEAK_FAULTS
 from tests.mutants.faults.manual import MANUAL_FAULTS
@@ -38,6 +39,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *ACCOUNTING_FAULTS,
     *MANUAL_FAULTS,
     *STRATEGY_FAULTS,
+    *FREEZING_FAULTS,
     *RISK_FAULTS,
     *ASCENT_FAULTS,
     *LANGEVIN_FAULTS,

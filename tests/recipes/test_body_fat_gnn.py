@@ -33,7 +33,7 @@ def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "gpu.yaml"])
+@pytest.mark.parametrize("name", ["config.yaml", "gpu.yaml", "silhouette.yaml"])
 def test_configuration_trains(name: str) -> None:
     lightning_dp.cli.main(["fit", "--config", str(RECIPE / name), *SMALL, *SHORT, "--trainer.devices=1"])
 
@@ -43,18 +43,21 @@ def test_three_meshes_of_your_own_are_enough(tmp_path: Path) -> None:
     features = ["--data.init_args.features=[position]", "--model.init_args.network.init_args.in_features=3"]
     parts = ["--data.init_args.n_val=0", "--data.init_args.n_test=1"]
     lightning_dp.cli.main(["fit", "--config", str(RECIPE / "config.yaml"), *own, *features, *parts, *SHORT])
+    lightning_dp.cli.main(["fit", "--config", str(RECIPE / "silhouette.yaml"), *own, *parts, *SHORT])
 
 
 def test_comparison_prints_its_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(str(RECIPE))
     import compare
 
-    monkeypatch.setattr(sys, "argv", ["compare.py", "--seeds", "0", *SMALL, *SHORT[1:], "--trainer.max_epochs=1"])
+    words = ["--seeds", "0", *SMALL, *SHORT[1:], "--trainer.max_epochs=1", "--networks", "MeshGNN", "SilhouetteCNN"]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *words])
     compare.main()
     out = capsys.readouterr().out
     assert "linear on BMI, waist |" in out
-    assert "| MeshGNN, private |" in out
-    assert out.count("\n|") >= 6
+    for row in ("MeshGNN", "MeshGNN, private", "SilhouetteCNN", "SilhouetteCNN, private"):
+        assert f"| {row} |" in out
+    assert out.count("\n|") >= 8
 
 
 def test_the_mean_has_r2_zero_in_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:

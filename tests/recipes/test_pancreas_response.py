@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dp.accounting import GaussianEvent, LedgerEntry, PrivacySpent, privacy_spent
 from lightning_dp.cli import command_line
@@ -19,8 +20,8 @@ from tests.data.test_decathlon import task
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "pancreas_response"
 
 
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pancreas_recipe", RECIPE / "pancreas.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, RECIPE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -29,7 +30,8 @@ def script() -> ModuleType:
     return module
 
 
-RUN: Any = script()
+RUN: Any = script("pancreas")
+FOLDS: Any = script("folds")
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +54,7 @@ def test_variants_run(eps: float | None, capsys: pytest.CaptureFixture[str]) -> 
     variants = RUN.VARIANTS if eps is None else RUN.VARIANTS[4:]
     (outcome,) = RUN.main(eps, [0], tiny(), variants, "val")
     assert list(outcome.auroc) == [variant.name for variant in variants]
-    assert all(0 <= value <= 1 for value in outcome.auroc.values())
+    assert all(0 <= found.value <= 1 for found in outcome.auroc.values())
     printed = capsys.readouterr().out
     assert "AUC 0.800" in printed  # the ceiling
     if eps is None:
@@ -61,6 +63,41 @@ def test_variants_run(eps: float | None, capsys: pytest.CaptureFixture[str]) -> 
     else:
         assert all(spent.eps <= 8 for spent in outcome.spent)
         assert "parallel composition" in printed
+
+
+@pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")
+@pytest.mark.parametrize("eps", [None, 8.0])
+def test_the_encoder_is_frozen_and_then_trained(eps: float | None) -> None:
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(8, 1, 8, 8, 8), torch.arange(8) % 2)
+    for steps, moves in ((2, False), (3, True)):
+        task = RUN.ResponseTask(RUN.EncoderClassifier(RUN.unet(tiny()).encoder), lr=0.5, optimizer="sgd")
+        before = [p.detach().clone() for p in task.backbone.parameters()]
+        RUN.train(task, DataLoader(data, 4), steps, eps, 0.1, frozen_epochs=1)
+        assert any(not torch.equal(p, old) for p, old in zip(task.backbone.parameters(), before, strict=True)) == moves
+
+
+def test_folds_are_of_patients_and_keep_the_shares() -> None:
+    torch.manual_seed(0)
+    owners = torch.arange(60).repeat_interleave(2)
+    labels = (torch.rand(60) < 0.3).long().repeat_interleave(2)
+    folds = FOLDS.folds_of(labels, owners, 5, 0)
+    assert torch.equal(torch.cat([test for _, test in folds]).sort().values, torch.arange(120))
+    for train, test in folds:
+        assert not set(owners[train].tolist()) & set(owners[test].tolist())
+        assert len(train) + len(test) == 120
+        assert abs(float(labels[test].float().mean() - labels.float().mean())) < 0.05
+
+
+@pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")
+def test_cross_validation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    setting = dataclasses.replace(tiny(), n_response=20, private_batch_size=8)
+    (estimates,) = FOLDS.main(8.0, [0], 2, setting, RUN.VARIANTS[3:4])
+    assert [len(found) for found in estimates.values()] == [2]
+    assert all(found.n == 10 for found in estimates["localisation + transfer"])
+    printed = capsys.readouterr().out
+    assert "in 1 of the 2 trainings" in printed
+    assert "every patient: eps = " in printed
 
 
 def spent(steps: int, delta: float) -> PrivacySpent:
@@ -108,6 +145,22 @@ def test_the_configuration_runs() -> None:
     run = command_line([*arguments, *(f"--data.init_args.{setting}" for setting in tiny)], run=False)
     run.trainer.fit(run.model, run.datamodule)
     assert run.trainer.strategy.settings().dataset_size == 6
+
+
+@pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")
+def test_the_configuration_freezes_the_encoder_at_first_if_asked() -> None:
+    """The command of the README."""
+    tiny = ["n_train=6", "n_val=12", "n_test=2", "size=8", "batch_size=3"]
+    words = [f"--config={RECIPE / 'config.yaml'}", *(f"--data.init_args.{setting}" for setting in tiny)]
+    words += ["--trainer.max_steps=4", "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
+    words += ["--trainer.callbacks+=lightning.pytorch.callbacks.BackboneFinetuning"]
+    words += ["--trainer.callbacks.unfreeze_backbone_at_epoch=1"]
+    words += ["--trainer.callbacks.lambda_func=lightning_dp.tasks.optimisation.unchanged"]
+    run = command_line(words, run=False)
+    before = [p.detach().clone() for p in run.model.backbone.parameters()]
+    run.trainer.fit(run.model, run.datamodule)
+    assert [group["lr"] for group in run.trainer.optimizers[0].param_groups] == pytest.approx([0.3, 0.03])
+    assert all(not torch.equal(p, old) for p, old in zip(run.model.backbone.parameters(), before, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")

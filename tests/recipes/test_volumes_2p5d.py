@@ -84,6 +84,42 @@ def test_configuration_for_a_gpu_trains_on_a_folder_made_by_hand(
         )
 
 
+@pytest.mark.filterwarnings("ignore::lightning_dp.errors.PrivacyWarning")
+@pytest.mark.filterwarnings("ignore:.*nonprivate.*")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_the_slices_network_is_frozen_at_first_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command of the README on three samples: one epoch of the attention alone, then all at one learning rate."""
+    pytest.importorskip("timm")
+    write(tmp_path, "organmnist3d")
+    monkeypatch.setattr(sys, "argv", ["lightning-dp"])
+    words = [f"--config={RECIPE / 'gpu.yaml'}", f"--data.init_args.root={tmp_path}", "--data.init_args.batch_size=2"]
+    words += [
+        "--model.init_args.network.init_args.backbone=test_resnet",
+        "--model.init_args.network.init_args.slice_size=[32,32]",
+    ]
+    words += ["--trainer.callbacks+=lightning.pytorch.callbacks.BackboneFinetuning"]
+    words += ["--trainer.callbacks.unfreeze_backbone_at_epoch=1", "--trainer.callbacks.backbone_initial_ratio_lr=1.0"]
+    words += ["--trainer.callbacks.lambda_func=lightning_dp.tasks.optimisation.unchanged"]
+    words += [
+        "--trainer.accelerator=cpu",
+        "--trainer.max_epochs=2",
+        "--trainer.limit_val_batches=0",
+        "--trainer.logger=false",
+    ]
+    words += ["--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]
+    session = lightning_dp.cli.command_line(words, run=False)
+    task, frozen = session.model, []
+    task.on_before_optimizer_step = lambda optimizer: frozen.append(  # type: ignore[method-assign]
+        all(p.grad is None for p in task.backbone.parameters())
+    )
+    session.trainer.fit(task, session.datamodule)
+    half = len(frozen) // 2
+    assert frozen == [True] * half + [False] * half
+    (group, added) = session.trainer.optimizers[0].param_groups
+    assert added["lr"] == pytest.approx(group["lr"])
+    assert session.trainer.strategy.ledger.steps == len(frozen) >= 2
+
+
 def test_configuration_for_a_gpu_builds_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("timm")
     monkeypatch.setattr(sys, "argv", ["lightning-dp"])

@@ -56,7 +56,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found, Found
     return first, second, alone
 
 
-EXACT = ("whole", "split", "sparse", "sparse_split", "units", "cut", "adaptive", "bam", "sat", "complex")
+EXACT = ("whole", "split", "sparse", "sparse_split", "units", "cut", "adaptive", "bam", "sat", "complex", "thawed")
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -91,6 +91,14 @@ def test_ranks_hold_equal_parameters_after_noisy_steps(ranks: tuple[Found, Found
     assert torch.equal(first["noisy"]["parameters"], second["noisy"]["parameters"])
     assert torch.equal(first["noisy"]["gradients"], second["noisy"]["gradients"])
     assert not torch.allclose(first["noisy"]["parameters"], alone["noisy"]["parameters"])
+
+
+def test_what_is_unfrozen_gets_equal_noise_on_all_ranks(ranks: tuple[Found, Found, Found]) -> None:
+    first, second, _ = ranks
+    assert torch.equal(first["thawed_noisy"]["gradients"], second["thawed_noisy"]["gradients"])
+    frozen = (first["thawed_noisy"]["gradients"] == 0).sum(1)
+    assert frozen.tolist() == [6 * 8 + 8] * 4 + [0] * 4
+    assert torch.equal(first["thawed_noisy"]["parameters"], second["thawed_noisy"]["parameters"])
 
 
 def test_complex_parameters_are_equal_on_all_ranks(ranks: tuple[Found, Found, Found]) -> None:

@@ -125,6 +125,20 @@ class Plateau(Tiny):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "train_loss"}}
 
 
+class Warming(Tiny):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 3))]
+
+
+class Thawing(cb.BaseFinetuning):
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.net[0])
+
+    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+        return None
+
+
 def foreign(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD([*parameters, nn.Parameter(torch.zeros(2))], 0.1)
 
@@ -286,7 +300,25 @@ ROWS: list[tuple[str, Case]] = [
         Case("LBFGS", "SGD or Adam", lambda: Tiny(optimizer=lambda p: torch.optim.LBFGS(p))),
     ),
     ("foreign_parameters", Case("1 parameters", "attribute of the module", lambda: Tiny(optimizer=foreign))),
+    (
+        "scheduler_of_fixed_groups",
+        Case(
+            "LambdaLR has one",
+            "CosineAnnealingLR",
+            Warming,
+            trainer=lambda: {"callbacks": [Thawing()]},
+        ),
+    ),
     ("scheduler_monitors", Case("train_loss", "val_", Plateau)),
+    (
+        "langevin_finetuning",
+        Case(
+            "BackboneFinetuning changes",
+            "DPStrategy",
+            trainer=lambda: {"callbacks": [cb.BackboneFinetuning()]},
+            plugin=langevin,
+        ),
+    ),
     ("langevin_manual_optimization", Case("automatic_optimization=False", "DPStrategy", manual, plugin=langevin)),
     ("langevin_optimizer", Case("momentum=0.9", "without momentum", lambda: Tiny(momentum=0.9), plugin=langevin)),
     ("langevin_optimizer", Case("nesterov=True", "torch.optim.SGD", lambda: Tiny(optimizer=nesterov), plugin=langevin)),

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_dp.data.arrays import ArrayDataModule, ArrayDataset
 from lightning_dp.data.bodies.folder import read_folder
 from lightning_dp.data.bodies.graphs import FEATURES, MeshDataset
+from lightning_dp.data.bodies.silhouettes import SilhouetteDataset, silhouettes
 from lightning_dp.data.bodies.simulation import TARGETS, BodyModel, ellipsoid_bodies, simulate
 from lightning_dp.data.bodies.surfaces import Surface, cluster_vertices, collapse, decimate, kabsch
 from lightning_dp.data.cache import generate_once
@@ -60,13 +61,17 @@ class BodyFatDataModule(ArrayDataModule):
         n_val: Validation bodies, of ``root`` or simulated; 0 for none.
         n_test: Test bodies, likewise.
         allow_holes: Take real meshes that enclose no volume.
+        form: What a sample is: a ``"graph"`` of the vertices, or ``"silhouettes"``, masks of the body from the front and from
+            the side (:func:`~lightning_dp.data.bodies.silhouettes.silhouettes`), which need no torch-geometric and leave
+            ``features`` unused.
         batch_size: Batch size of the train loader; under a private strategy the expected batch size B, in bodies.
         eval_batch_size: Batch size of the validation and test loaders.
         seed: Seed of the simulation, or of the split of real meshes.
         num_workers: Worker processes of the loaders.
 
     Shape:
-        Torch-geometric batches with ``x`` ``(V, d)``, ``edge_index``, ``batch``, and ``y`` ``(N, t)`` in litres.
+        Torch-geometric batches with ``x`` ``(V, d)``, ``edge_index``, ``batch``, and ``y`` ``(N, t)`` in litres. Silhouettes:
+        pairs of ``(N, 2, 96, 64)`` in [0, 1] and ``(N, t)``.
 
     Raises:
         PrivacyConfigError: Unknown settings, or meshes and targets that do not fit; the message names the file.
@@ -94,6 +99,7 @@ class BodyFatDataModule(ArrayDataModule):
         n_val: int = 500,
         n_test: int = 1500,
         allow_holes: bool = False,
+        form: Literal["graph", "silhouettes"] = "graph",
         batch_size: int = 512,
         eval_batch_size: int = 256,
         seed: int = 0,
@@ -102,6 +108,8 @@ class BodyFatDataModule(ArrayDataModule):
         super().__init__(batch_size, eval_batch_size, num_workers, has_validation=n_val > 0)
         if not features or not set(features) <= set(FEATURES):
             raise PrivacyConfigError(f"features={tuple(features)}: choose from {', '.join(FEATURES)}.")
+        if form not in ("graph", "silhouettes"):
+            raise PrivacyConfigError(f"form={form!r} is unknown; choose 'graph' or 'silhouettes'.")
         if bodies not in ("anny", "ellipsoid"):
             raise PrivacyConfigError(f"bodies={bodies!r} is unknown; choose 'anny' or 'ellipsoid'.")
         if not 0 < level <= 100:
@@ -112,6 +120,7 @@ class BodyFatDataModule(ArrayDataModule):
             raise PrivacyConfigError(f"simulated bodies have the targets {', '.join(TARGETS)}; others need root=.")
         self.bodies, self.root, self.level, self.seed = bodies, root, float(level), seed
         self.features, self.targets, self.allow_holes = tuple(features), tuple(targets), allow_holes
+        self.form = form
         self.sizes = {"train": n_train, "val": n_val, "test": n_test}
         self.in_features = sum(FEATURES[name] for name in features)
         if root is not None:
@@ -121,8 +130,11 @@ class BodyFatDataModule(ArrayDataModule):
 
     def simulated(self) -> dict[str, NDArray[Any]]:
         """The simulated arrays of all parts, train first: see :func:`lightning_dp.data.bodies.simulate`."""
+        return generate_once("body_fat", self._facts(), self._make)
+
+    def _facts(self) -> dict[str, Any]:
         facts = {"bodies": self.bodies, "level": self.level, "n": sum(self.sizes.values()), "seed": self.seed}
-        return generate_once("body_fat", {**facts, "version": VERSION}, self._make)
+        return {**facts, "version": VERSION}
 
     def _make(self) -> dict[str, NDArray[Any]]:
         model = self._body_model()
@@ -141,7 +153,8 @@ class BodyFatDataModule(ArrayDataModule):
 
     def prepare_data(self) -> None:
         """Make or read the bodies, if what their batches need is installed."""
-        require("torch_geometric", "graphs", "BodyFatDataModule")
+        if self.form == "graph":
+            require("torch_geometric", "graphs", "BodyFatDataModule")
         super().prepare_data()
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
@@ -178,14 +191,30 @@ class BodyFatDataModule(ArrayDataModule):
         return found
 
     def dataset(self, part: str, columns: list[NDArray[Any]], unit_id: NDArray[np.int64] | None) -> ArrayDataset:
-        """The graphs of one part."""
+        """The graphs, or the silhouettes, of one part."""
+        if self.form == "silhouettes":
+            return SilhouetteDataset([self._images()[columns[0]], columns[1]], unit_id)
         return MeshDataset(columns, unit_id, self.meshes, self.features, self.template)
 
+    def _images(self) -> NDArray[np.uint8]:
+        """Silhouettes of all meshes, those of simulated bodies made once."""
+        if self.root is not None:
+            return np.concatenate([silhouettes(mesh.vertices[None], mesh.faces) for mesh in self.meshes])
+
+        def make() -> dict[str, NDArray[Any]]:
+            return {"images": silhouettes(np.stack([mesh.vertices for mesh in self.meshes]), self.meshes[0].faces)}
+
+        return generate_once("body_silhouettes", {**self._facts(), "drawing": 1}, make)["images"]
+
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches of graphs."""
+        """Shuffled batches of graphs, or of silhouettes."""
+        if self.form == "silhouettes":
+            return super().train_dataloader()
         return self._graph_loader("train", self.batch_size, shuffle=True)
 
     def _evaluation_loader(self, part: str) -> DataLoader[Any]:
+        if self.form == "silhouettes":
+            return super()._evaluation_loader(part)
         return self._graph_loader(part, self.eval_batch_size, shuffle=False)
 
     def _graph_loader(self, part: str, size: int, shuffle: bool) -> DataLoader[Any]:

@@ -40,7 +40,7 @@ from lightning_dp.metrics.functional.object_counts import (
     object_count_area,
 )
 from lightning_dp.metrics.functional.outcomes import Outcomes
-from lightning_dp.metrics.functional.ranking import aurocs_from_cells
+from lightning_dp.metrics.functional.ranking import aurocs_from_cells, delong_auroc
 from lightning_dp.metrics.functional.selective import (
     SelectiveCounts,
     area_under_risk_coverage,
@@ -71,6 +71,7 @@ __all__ = (
     "count_area",
     "count_curve",
     "count_hits",
+    "delong_auroc",
     "dice",
     "dice_counts",
     "ensemble_ambiguity",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_dp.accounting import PrivacySettings
+from lightning_dp.strategies.refusals.table import listed
 
-__all__ = ("announcement", "cautions", "refusals")
+__all__ = ("announcement", "cautions", "refusals", "unfrozen_upstream")
 
 LABELS_OUTSIDE = (
     "labels are used in the clear: they are OUTSIDE the guarantee, which covers the inputs alone, and the model, its losses "
@@ -33,6 +36,15 @@ def refusals(trainer: Trainer, module: LightningModule) -> list[str]:
             "the module has no trainable parameters, so there is nothing to train. Unfreeze what lies downstream."
         )
     return found
+
+
+def unfrozen_upstream(names: Sequence[str]) -> str:
+    """The refusal of a callback that unfreezes what lies before the release."""
+    return (
+        f"{listed(names)} lie upstream of the released layer and were unfrozen during the run. Training goes on from what was "
+        "released at its start, so they would get no gradient and stay as they are. Take the callback out, or train them "
+        "with DPStrategy."
+    )
 
 
 def cautions(settings: PrivacySettings, seed: int | None) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -25,7 +26,7 @@ from lightning_dp.strategies.neural.budget import ReleaseBudget
 from lightning_dp.strategies.neural.cache import ReleasedLoader, Releases
 from lightning_dp.strategies.neural.inference import Inference
 from lightning_dp.strategies.neural.layer import evaluating, layer_of, replaced
-from lightning_dp.strategies.neural.messages import announcement, cautions, refusals
+from lightning_dp.strategies.neural.messages import announcement, cautions, refusals, unfrozen_upstream
 from lightning_dp.strategies.neural.ranks import average_over_ranks
 from lightning_dp.strategies.neural.release import DTYPES, Mechanism, Releaser, announce_size
 from lightning_dp.strategies.neural.saved import Kept, save_releases
@@ -76,6 +77,7 @@ class ReleaseTraining(ProcessStrategy):
         self._loader: ReleasedLoader | None = None
         self._kept = Kept()
         self._upstream: tuple[str, ...] = ()
+        self._fixed: list[tuple[str, nn.Parameter]] = []
         self._indices = torch.empty(0, dtype=torch.int64)
         self._eps_so_far: tuple[int, float] | None = None
 
@@ -203,6 +205,11 @@ class ReleaseTraining(ProcessStrategy):
         )
         template = releaser.check()
         self._upstream = releaser.upstream
+        self._fixed = [
+            (f"{name}.{own}" if name else own, parameter)
+            for name in self._upstream
+            for own, parameter in self._module.get_submodule(name).named_parameters(recurse=False)
+        ]
         self._announce()
         dataset = self._user_loader.dataset
         terms = {**self._terms(), "upstream": releaser.fingerprint()}
@@ -216,6 +223,8 @@ class ReleaseTraining(ProcessStrategy):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         assert self._loader is not None
         self._indices = self._loader.take()
+        if thawed := [name for name, p in self._fixed if p.requires_grad]:
+            raise PrivacyConfigError(unfrozen_upstream(thawed))
 
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:

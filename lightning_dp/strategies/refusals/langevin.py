@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
 
-from lightning_dp.strategies.refusals.table import Subject, row
+from lightning_dp.strategies.refusals.table import Subject, callbacks_of, row
+
+ONE_CHAIN = (
+    "the samples of a chain are draws of the same parameters, and a sample from before the change cannot stand beside the "
+    "values that others took since. Choose what is trained before fit (requires_grad_(False) when the module is built, or "
+    "two fits of two strategies), or use DPStrategy, where parts may be unfrozen at any epoch."
+)
+
+
+@row("trainer")
+def langevin_finetuning(s: Subject) -> str | None:
+    found = callbacks_of(s, BaseFinetuning) if s.langevin else []
+    return f"{', '.join(found)} changes what is trained during the run: {ONE_CHAIN}" if found else None
 
 
 @row("module")

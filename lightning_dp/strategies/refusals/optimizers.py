@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
+from torch.optim import lr_scheduler
 
-from lightning_dp.strategies.refusals.table import Subject, listed, names_training, row
+from lightning_dp.strategies.refusals.table import Subject, callbacks_of, listed, names_training, row
 
 
 @row("optimizers")
@@ -50,5 +52,19 @@ def scheduler_monitors(s: Subject) -> str | None:
             f"a learning-rate scheduler monitors {listed(watched)}, a number computed from training data without "
             "noise, and the learning rate shows what it was. Monitor a metric of held-out data (val_...), or use a "
             "scheduler that follows the step count."
+        )
+    return None
+
+
+@row("optimizers")
+def scheduler_of_fixed_groups(s: Subject) -> str | None:
+    found = callbacks_of(s, BaseFinetuning)
+    kinds = (lr_scheduler.LambdaLR, lr_scheduler.MultiplicativeLR)
+    fixed = [type(c.scheduler).__name__ for c in s.trainer.lr_scheduler_configs if isinstance(c.scheduler, kinds)]
+    if found and fixed:
+        return (
+            f"{listed(fixed)} has one function for each parameter group that there is at the start, and stops with an error, "
+            f"in the middle of the run and of its budget, when {listed(found)} adds a group. Use a scheduler that computes "
+            "from the current rates (CosineAnnealingLR, StepLR, ...), or none."
         )
     return None

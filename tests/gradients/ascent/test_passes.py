@@ -25,6 +25,7 @@ from lightning_dp.gradients import (
     Randomness,
     UnitMap,
 )
+from lightning_dp.models import ResNet9, StandardisedConv2d
 from tests.gradients import networks as net
 from tests.gradients.oracle import clipped_sum, layer_numbers, relative_error, squared_loss
 
@@ -82,9 +83,31 @@ def engine_on(module: nn.Module, clipping: Clipping | float = 1e30, **arguments:
     return GradientEngine(module, bound, **settings)
 
 
+def standardised(**arguments: Any) -> net.Builder:
+    """A convolution with standardised weights and gains of its own, which the rule has to pull back through both."""
+
+    def build() -> tuple[nn.Module, Tensor]:
+        layer = StandardisedConv2d(4, 6, 3, **arguments)
+        nn.init.uniform_(layer.gain, 0.5, 2.0)
+        return nn.Sequential(layer, nn.Tanh(), StandardisedConv2d(6, 3, 2)), torch.randn(6, 4, 6, 5)
+
+    return build
+
+
+OWN: dict[str, net.Builder] = {
+    "standardised": standardised(),
+    "standardised_strided": standardised(stride=2, padding=1, bias=True),
+    "standardised_resnet9": lambda: (
+        ResNet9(4, width=4, groups=(1, 2, 4, 8), weight_standardised=True),
+        torch.randn(4, 3, 16, 16),
+    ),
+}
+EVERY: dict[str, net.Builder] = {**net.LAYERS, **net.NETWORKS, **OWN}
+
+
 def built(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(1)
-    module, x = {**net.LAYERS, **net.NETWORKS}[name]()
+    module, x = EVERY[name]()
     x = x.double() if x.is_floating_point() else x
     return module.double(), x, torch.linspace(-1, 1, len(x), dtype=torch.float64)
 
@@ -116,7 +139,7 @@ def assert_matches(name: str, clipping: ClippingName = "flat", ascent: Ascent = 
         assert p.grad is None
 
 
-@pytest.mark.parametrize("name", sorted({**net.LAYERS, **net.NETWORKS}))
+@pytest.mark.parametrize("name", sorted(EVERY))
 def test_matches_a_plain_loop_over_units(name: str) -> None:
     assert_matches(name)
 

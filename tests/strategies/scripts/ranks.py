@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import BaseFinetuning
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -34,7 +35,19 @@ class Kept(Tiny):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self.gradients.append(torch.cat([p.grad.flatten().clone() for p in self.parameters()]))
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters()]
+        self.gradients.append(torch.cat([g.flatten().clone() for g in found]))
+
+
+class Thawing(BaseFinetuning):
+    """Trains the last layer in the first epoch and all in the second."""
+
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.net[0])
+
+    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.net[0], optimizer)
 
 
 class Turned(nn.Module):
@@ -137,6 +150,8 @@ def main(folder: Path, devices: int) -> None:
         "sat": run(Kept(momentum=0.9), usual, two, radius=0.3, direction="previous", **exact),
         "sat_noisy": run(Kept(), usual, one, radius=0.3, direction="previous", noise_multiplier=1.0),
         "noisy": run(Kept(), usual, two, eps=3),
+        "thawed": run(Kept(momentum=0.9), usual, {**two, "callbacks": [Thawing()]}, physical_batch_size=3, **exact),
+        "thawed_noisy": run(Kept(), usual, {**two, "callbacks": [Thawing()]}, noise_multiplier=1.0),
         "noise": run(wide, usual, {**one, "max_steps": 1}, noise_multiplier=3.0, max_grad_norm=0.5, self_check=False),
         "rewound": run(Kept(), usual, two, rewind=rewind, noise_multiplier=1.0),
     }
