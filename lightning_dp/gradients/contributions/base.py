@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -229,15 +230,24 @@ def row_squares(gradients: Tensor) -> Tensor:
     (measured), which is a gradient beyond the bound.
     """
     flat = gradients.reshape(gradients.shape[0], -1)
-    rest = flat.shape[1] % BLOCK
+    length = _block_length(flat.shape[1])
+    rest = flat.shape[1] % length if length else flat.shape[1]
     whole = flat.shape[1] - rest
     squares: Tensor
     if whole == 0:
         squares = torch.linalg.vector_norm(flat, dim=1).square_()
         return squares
-    blocks = flat[:, :whole].view(flat.shape[0], -1, BLOCK)
+    blocks = flat[:, :whole].view(flat.shape[0], -1, length)
     squares = torch.linalg.vector_norm(blocks, dim=2).square_().sum(1)
     return squares + torch.linalg.vector_norm(flat[:, whole:], dim=1).square_() if rest else squares
+
+
+@lru_cache(maxsize=4096)
+def _block_length(elements: int) -> int:
+    """How long blocks are: the longest that leaves no rest, where there is one of some length."""
+    if elements <= BLOCK:
+        return 0
+    return next((length for length in range(BLOCK, BLOCK // 4, -1) if elements % length == 0), BLOCK)
 
 
 def zero_outside(tensor: Tensor, mask: Tensor) -> Tensor:

@@ -128,6 +128,12 @@ class ConvWeight(ProductSum):
         return super().most_energy() * self.geometry.kernel_elements
 
     @override
+    def _built(self) -> Tensor:
+        if self.units_a_call < self.num_units:
+            return super()._built()
+        return self.geometry.weight_gradients(self.a, self.b, self.kernel_shape).view(self.num_units, -1)
+
+    @override
     def write(self, start: int, stop: int, out: Tensor) -> None:
         if not self.units_a_call:
             super().write(start, stop, out)

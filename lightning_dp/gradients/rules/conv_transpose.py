@@ -36,7 +36,7 @@ class TransposedGeometry(ConvGeometry):
         sizes = zip(self.in_size, x.shape[2:], self.kernel, self.stride, self.dilation, self._cropped, strict=True)
         for n, out, k, s, d, before in reversed(list(sizes)):
             pads += [before, (n - 1) * s + (k - 1) * d + 1 - before - out]
-        return F.pad(x, pads)
+        return F.pad(x, pads) if any(pads) else x
 
 
 @register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, complex_too=True)
