@@ -15,9 +15,10 @@ NOISE_FAULTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "noise with every physical batch", ENGINE,
-        "usable.add_weighted_sum(coefficients[group[parameter]], self._sums[parameter])",
-        "usable.add_weighted_sum(coefficients[group[parameter]], self._sums[parameter])\n"
-        "                self.noise.add_(self._sums[parameter], self.noise_multiplier * self.clipping.sensitivity)",
+        "        weights_of = coefficients.unbind()\n",
+        "        weights_of = coefficients.unbind()\n"
+        "        for total in self._sums.values():\n"
+        "            self.noise.add_(total, self.noise_multiplier * self.clipping.sensitivity)\n",
         f"{NOISES}::test_noise_comes_once_per_logical_step",
     ),
     mutant(
