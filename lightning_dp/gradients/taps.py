@@ -190,7 +190,9 @@ class Taps:
         return _Paused(self)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._paused:
+        if (
+            self._paused or torch.compiler.is_compiling()
+        ):  # validation; a private step runs uncompiled, or leaks by name
             return None
         running = _Running()
         swapped = running.parameters
@@ -230,7 +232,7 @@ class Taps:
         return self.expected is not None and calls_a_module(tensor.expression)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if self._paused or not self._swapped.get(module):
+        if self._paused or torch.compiler.is_compiling() or not self._swapped.get(module):
             return None
         running, random_state = self._swapped[module].pop(), self._random_states.pop(module, None)
         swapped = running.parameters

@@ -22,6 +22,7 @@ from lightning_dp.gradients import LossReduction, RowMemory, UnitMap
 from lightning_dp.sampling import UnitRows
 from lightning_dp.strategies.muted import muted_copy
 from lightning_dp.strategies.probe import Probe, Step
+from lightning_dp.strategies.undropped import without_dropout
 
 __all__ = ("Checks", "check_module", "muted_copy")
 
@@ -166,8 +167,9 @@ class Checks(Probe):
         units = sorted({0, last // 2, last})  # several: one may be silent (a padded sample, a saturated loss)
         others = {unit: [i for i in range(last + 1) if i != unit] for unit in units}
         if last >= 3:
-            for unit in units:
-                self._compare_beside(unit, others[unit][:2], others[unit][-2:], COUPLED)
+            with without_dropout(self.module):  # in training mode: what couples samples may do so in it alone
+                for unit in units:
+                    self._compare_beside(unit, others[unit][:2], others[unit][-2:], COUPLED)
         modes = {child: child.training for child in self.module.modules()}
         if self.draws_masks():
             self.module.eval()  # dropout off: batches of different size draw different masks
