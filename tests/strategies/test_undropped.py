@@ -53,7 +53,9 @@ class Mean(nn.Module):
         self.drop, self.centred = drop, centred
 
     def forward(self, x: Tensor, there: Tensor) -> Tensor:
-        x = self.drop(x) * there.unsqueeze(-1)
+        x = self.drop(self.drop(x)) * there.unsqueeze(
+            -1
+        )  # twice: where the second mask begins depends on the first one's size
         x = x.sum(1) / there.sum(1, keepdim=True)
         return x - x.mean(0) if self.centred and self.training else x
 
