@@ -159,7 +159,7 @@ class StandardisedGain(Contribution):
 
 def _small(output: Tensor) -> bool:
     """On many positions gradients are held, and tell all that is needed."""
-    return output[0, 0].numel() <= SIDE_BY_SIDE
+    return output.shape[2:].numel() <= SIDE_BY_SIDE
 
 
 @register_rule(
