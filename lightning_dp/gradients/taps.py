@@ -190,9 +190,8 @@ class Taps:
         return _Paused(self)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if (
-            self._paused or torch.compiler.is_compiling()
-        ):  # validation; a private step runs uncompiled, or leaks by name
+        # Compiling is for validation: a private step runs uncompiled, and one that does not is stopped, as it leaks.
+        if self._paused or torch.compiler.is_compiling():
             return None
         running = _Running()
         swapped = running.parameters
@@ -272,9 +271,8 @@ class Taps:
         if recorded:
             inputs = ((args[0].detach(),), {}) if plain else map_tensors(inputs, lambda t: t.detach())
             record = Record(site.label, module, swapped, inputs, (), (), rule, None, site.rows, random_state, call)
-            if (
-                site.keeps_output and self.shift is None and site.keeps_output(results[0])
-            ):  # shifted: of other parameters
+            # A shifted layer's output is that of other parameters.
+            if site.keeps_output and self.shift is None and site.keeps_output(results[0]):
                 record.kept = []
             results = self._tap(record, results)
         if tensors[0] is output:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.gradients.taps import uncompiled
 
-__all__ = ("captured", "changed", "evaluating", "layer_of", "replaced", "upstream_of")
+__all__ = ("captured", "changed", "evaluating", "layer_of", "own_parameters", "replaced", "upstream_of")
 
 
 class _Reached(BaseException):
@@ -162,3 +162,12 @@ def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
+
+
+def own_parameters(root: nn.Module, names: Sequence[str]) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that the named modules own themselves, by their names in ``root``."""
+    return [
+        (f"{name}.{own}" if name else own, parameter)
+        for name in names
+        for own, parameter in root.get_submodule(name).named_parameters(recurse=False)
+    ]

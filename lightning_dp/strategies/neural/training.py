@@ -25,7 +25,7 @@ from lightning_dp.strategies.neural.batches import BatchLayout, Template
 from lightning_dp.strategies.neural.budget import ReleaseBudget
 from lightning_dp.strategies.neural.cache import ReleasedLoader, Releases
 from lightning_dp.strategies.neural.inference import Inference
-from lightning_dp.strategies.neural.layer import evaluating, layer_of, replaced
+from lightning_dp.strategies.neural.layer import evaluating, layer_of, own_parameters, replaced
 from lightning_dp.strategies.neural.messages import announcement, cautions, refusals, unfrozen_upstream
 from lightning_dp.strategies.neural.ranks import average_over_ranks
 from lightning_dp.strategies.neural.release import DTYPES, Mechanism, Releaser, announce_size
@@ -205,11 +205,7 @@ class ReleaseTraining(ProcessStrategy):
         )
         template = releaser.check()
         self._upstream = releaser.upstream
-        self._fixed = [
-            (f"{name}.{own}" if name else own, parameter)
-            for name in self._upstream
-            for own, parameter in self._module.get_submodule(name).named_parameters(recurse=False)
-        ]
+        self._fixed = own_parameters(self._module, self._upstream)
         self._announce()
         dataset = self._user_loader.dataset
         terms = {**self._terms(), "upstream": releaser.fingerprint()}
