@@ -80,3 +80,34 @@ def test_a_plain_loop_on_compiled_code_without_hooks_is_stopped() -> None:
         loss = nn.functional.cross_entropy(compiled(x), y)
         with pytest.raises(PrivacyError, match=r"torch\.compile|reached no trainable layer"):
             engine.backward(loss, 8)
+
+
+def test_a_plain_loop_that_compiles_with_the_hooks_in_place_is_stopped() -> None:
+    """Hooks leave themselves out of compiled code: its gradients reach the weights themselves, and that is seen."""
+    x, y = (t[:8] for t in dataset().tensors)
+    net = network()
+    with GradientEngine(net, Clipping(1.0), noise_multiplier=1.0, expected_batch_size=8) as engine:
+        loss = nn.functional.cross_entropy(torch.compile(net, backend="eager")(x), y)
+        with pytest.raises(PrivacyError, match=r"did not pass through the layer"):
+            engine.backward(loss, 8)
+        assert all(p.grad is None for p in net.parameters())
+
+
+class Token(nn.Module):
+    """A parameter of its own beside layers, as the class token of a vision transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.token = network(), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x + self.token)
+        return out
+
+
+def test_compiled_validation_of_parameters_beside_layers_runs() -> None:
+    """Following a bare parameter is nothing that can be compiled; evaluation needs it not."""
+    module = Tiny(net=torch.compile(Token(), backend="eager"))
+    trained, plugin = train(module)
+    assert plugin.ledger.steps == 8
+    assert float(trained.get_parameter("net._orig_mod.token").detach()) != 0
