@@ -57,7 +57,10 @@ class Clipping:
                 "start; smaller values with a larger learning rate often train better."
             )
         if self.name not in CLIPPING_NAMES:
-            raise PrivacyConfigError(f"unknown clipping {self.name!r}; choose one of {', '.join(CLIPPING_NAMES)}")
+            known = ", ".join(CLIPPING_NAMES)
+            raise PrivacyConfigError(
+                f"unknown clipping {self.name!r}; choose one of {known} (or adaptive, in a strategy)"
+            )
         if self.layers and self.name != "per_layer":
             raise PrivacyConfigError(
                 f"bounds for single layers need clipping='per_layer', not {self.name!r}: one norm over all parameters has "

@@ -16,7 +16,7 @@ from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients.bare import leaves_of
 from lightning_dp.gradients.units import UnitMap
 
-__all__ = ("rows_of_units", "units_of_batch")
+__all__ = ("is_graph_batch", "rows_of_units", "units_of_batch")
 
 
 def units_of_batch(batch: Any, samples: int | UnitMap) -> UnitMap:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect as signatures
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -11,10 +10,12 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
-from lightning_dp.gradients import LossReduction, RowMemory
-from lightning_dp.gradients.bare import map_tensors, tensors_in
+from lightning_dp.gradients import LossReduction, RowMemory, units_of_batch
+from lightning_dp.gradients.bare import leaves_of, map_leaves, tensors_in
+from lightning_dp.gradients.graphs import is_graph_batch
 from lightning_dp.gradients.reals import as_real, carries_gradient
 from lightning_dp.gradients.taps import uncompiled
 from lightning_dp.inspection.layers import layer_rows, observe
@@ -22,6 +23,7 @@ from lightning_dp.inspection.report import Inspection, Problem
 from lightning_dp.strategies.muted import muted_copy
 from lightning_dp.strategies.refusals import REFUSALS, Subject
 from lightning_dp.strategies.selfcheck import Checks
+from lightning_dp.strategies.step import step_arguments
 
 __all__ = ("inspect",)
 
@@ -49,12 +51,12 @@ def inspect(model: nn.Module, example_batch: Any, *, loss_reduction: LossReducti
     Args:
         model: an ``nn.Module``, or a LightningModule (then with its own ``training_step`` and loss). Left untouched.
         example_batch: for a LightningModule, what ``training_step`` gets; otherwise what the network is called with: a
-            tensor, a tuple of positional or a dict of keyword arguments. Axis 0 of its tensors is the batch; with a
-            single sample, nothing can be said about the samples' influence on each other.
+            tensor, a tuple of positional or a dict of keyword arguments, a batch of graphs. Axis 0 of its tensors is the
+            batch; with a single sample, nothing can be said about the samples' influence on each other.
         loss_reduction: whether ``training_step`` returns the ``"mean"`` or the ``"sum"`` of the samples' losses.
 
     Raises:
-        PrivacyConfigError: if ``example_batch`` holds no tensor with a batch axis.
+        PrivacyConfigError: if ``example_batch`` holds no tensor with a batch axis and no graphs.
 
     Example:
         >>> import torch
@@ -63,11 +65,7 @@ def inspect(model: nn.Module, example_batch: Any, *, loss_reduction: LossReducti
         >>> report.ok, report.rows[0].way
         (True, 'rule')
     """
-    units = next((t.shape[0] for t in tensors_in(example_batch) if t.dim() > 0), 0)
-    if units < 1:
-        raise PrivacyConfigError(
-            "example_batch must hold tensors with the batch on axis 0: a batch as training sees it"
-        )
+    units = _samples_in(example_batch)
     problems = _refusals(model)
     lazy = any(problem.name == "lazy_parameters" for problem in problems)
     try:
@@ -77,14 +75,18 @@ def inspect(model: nn.Module, example_batch: Any, *, loss_reduction: LossReducti
     if lazy:
         return Inspection((), tuple(problems), units)
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
-    batch = map_tensors(example_batch, lambda t: t.to(device))
+    batch = map_leaves(example_batch, lambda leaf: leaf.to(device) if _holds_samples(leaf) else leaf)
     step: Callable[[Any, Any], Any] = _training_step if isinstance(twin, LightningModule) else _generic_step
     with isolate_rng(include_cuda=device.type == "cuda"), uncompiled():
         checks = _checks(twin, batch, units, step, loss_reduction)
         # What keeps batches of other sizes from being taken apart keeps this one, too, and is reported with its layer.
         with suppress(Exception):
             checks.learn_rows()
-        observed, found = observe(twin, lambda: _scalar(step(twin, batch)), units, checks.row_memory)
+        try:
+            owners = units_of_batch(batch, units)
+        except PrivacyError as error:
+            return Inspection(layer_rows(model, []), (*problems, Problem("samples", str(error))), units)
+        observed, found = observe(twin, lambda: _scalar(step(twin, batch)), owners, checks.row_memory)
         problems += found
         if not any(problem.name in {"batch_norm", "forward", "no_trainable_parameters"} for problem in problems):
             problems += _behaviour(checks, loss_reduction, engine_works=not found)
@@ -111,7 +113,7 @@ def _checks(
         collate=lambda rows: _take(batch, rows, units),
         run_step=step,
         transfer=lambda b: b,
-        units_of=lambda _, owners: owners,
+        units_of=units_of_batch,
         row_memory=RowMemory(),
         loss_reduction=loss_reduction,
     )
@@ -156,9 +158,7 @@ def _into(problems: list[Problem], name: str) -> Iterator[None]:
 
 
 def _training_step(module: LightningModule, batch: Any) -> Any:
-    names = signatures.signature(module.training_step).parameters
-    extra = {name: 0 for name in ("batch_idx", "dataloader_idx") if name in names}
-    return module.training_step(batch, **extra)
+    return module.training_step(*step_arguments(module, batch, 0))
 
 
 def _generic_step(network: nn.Module, batch: Any) -> Tensor:
@@ -187,6 +187,44 @@ def _scalar(output: Any) -> Tensor:
     return loss
 
 
+def _holds_samples(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) or is_graph_batch(leaf)
+
+
+def _samples_in(batch: Any) -> int:
+    """How many samples a batch holds."""
+    if _is_packed(batch):
+        raise PrivacyConfigError(
+            "example_batch holds a PackedSequence, which cannot be taken apart into samples here. Inspect the network with "
+            "padded sequences that training_step packs, or let fit check it: its self-check takes single samples first."
+        )
+    found = [leaf for leaf in leaves_of(batch) if _holds_samples(leaf)]
+    graphs = [leaf for leaf in found if is_graph_batch(leaf)]
+    if graphs:
+        return int(graphs[0].num_graphs)
+    units = next((t.shape[0] for t in found if t.dim() > 0), 0)
+    if units < 1:
+        raise PrivacyConfigError(
+            "example_batch must hold tensors with the batch on axis 0, or a torch-geometric Batch: a batch as training sees it"
+        )
+    return int(units)
+
+
+def _is_packed(batch: Any) -> bool:
+    if isinstance(batch, PackedSequence):
+        return True
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
+    return any(_is_packed(part) for part in parts)
+
+
 def _take(batch: Any, rows: Sequence[int], units: int) -> Any:
     """The same batch with some of its samples."""
-    return map_tensors(batch, lambda t: t[list(rows)] if t.dim() > 0 and t.shape[0] == units else t)
+
+    def some(leaf: Any) -> Any:
+        if is_graph_batch(leaf):
+            return leaf.from_data_list(leaf.index_select(list(rows)))
+        if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == units:
+            return leaf[list(rows)]
+        return leaf
+
+    return map_leaves(batch, some)

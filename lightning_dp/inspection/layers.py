@@ -40,21 +40,21 @@ class Observed:
 
 
 def observe(
-    model: nn.Module, loss: Callable[[], Tensor], units: int, row_memory: RowMemory
+    model: nn.Module, loss: Callable[[], Tensor], units: UnitMap, row_memory: RowMemory
 ) -> tuple[list[Observed], list[Problem]]:
     """One tapped step: every use of every trainable parameter, and what went wrong on the way.
 
     Args:
         model: is hooked, and unhooked again.
         loss: runs the forward pass.
-        units: samples in it.
+        units: whose the rows in it are.
         row_memory: what earlier passes told about the rows of each layer.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     taps, records = Taps(model), list[Record]()
     taps.row_memory = row_memory
     taps.borrow(row_memory.borrowed)
-    taps.expect(UnitMap(units))
+    taps.expect(units)
     try:
         try:
             value = loss()
@@ -70,7 +70,7 @@ def observe(
         observed, refused = [], dict[str, str]()
         for record in records:
             try:
-                found: Mapping[nn.Parameter, Contribution] | None = _contributions(taps, record, UnitMap(units))
+                found: Mapping[nn.Parameter, Contribution] | None = _contributions(taps, record, units)
             except Exception as error:
                 found = None
                 if not isinstance(record.module, _BatchNorm):  # the table of refusals names it, with the cure

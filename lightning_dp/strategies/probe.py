@@ -109,7 +109,14 @@ class Probe:
     def plain_gradient(self, units: Sequence[int]) -> Tensor:
         """PyTorch's own gradient of the batch's loss, flat."""
         parameters = [p for p in self.module.parameters() if p.requires_grad]
-        grads = torch.autograd.grad(self.loss(units), parameters, allow_unused=True)
+        loss = self.loss(units)
+        if _is_checkpointed_reentrantly(loss):
+            raise PrivacyError(
+                "a part of the network runs under activation checkpointing with use_reentrant=True, whose gradients cannot be "
+                "compared with those of the engine. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False); in "
+                "transformers, gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
+            )
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
         return torch.cat(
             [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)]
         )
@@ -148,3 +155,17 @@ class Probe:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.module.named_buffers()
         yield from self.module.named_parameters()
+
+
+def _is_checkpointed_reentrantly(loss: Tensor) -> bool:
+    """Whether the loss's graph has a node of ``torch.utils.checkpoint`` in its older form."""
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return False

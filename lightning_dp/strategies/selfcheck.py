@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients import LossReduction, RowMemory, UnitMap
+from lightning_dp.gradients.bare import tensors_in
 from lightning_dp.sampling import UnitRows
 from lightning_dp.strategies.muted import muted_copy
 from lightning_dp.strategies.probe import Probe, Step
@@ -35,12 +36,28 @@ MOST_SAMPLES = 1000  # looked at for kinds of rows; what so many do not tell apa
 COUPLED = (
     "the gradient of one sample changes by {error:.1%} when the other samples of its batch change, so clipping it bounds "
     "nothing. Something couples the samples: a normalisation over the batch, a contrastive or ranking loss, a mean over "
-    "valid tokens, class weights taken from the batch. Make the loss a mean over samples of terms that depend on one "
-    "sample each."
+    "valid tokens, nodes or class weights of the whole batch (cross_entropy(..., weight=...) divides by the weights that were "
+    "drawn; reduction='none' and .mean() do not). Make the loss a mean over samples of terms that depend on one sample each."
 )
 NOT_ALONE = (
     "the gradient of one sample alone and beside others differs by {error:.1%}: the loss couples the samples of a batch or "
     "depends on how many there are. Make it a mean over samples of terms that depend on one sample each."
+)
+PADDED = (
+    " Here batches are padded to their longest sample, and padding may be what reaches the gradient: through the last time "
+    "step, a recurrent layer that runs backwards, a mean over all positions, or over the valid tokens of the batch. Pack the "
+    "sequences (pack_padded_sequence), mask the padding, average over each sample's own tokens, or pad all to one length."
+)
+REORDERED = (
+    "collate_fn (or a batch-transfer hook) changes the order of the samples, so that row i of a batch is not the i-th sample "
+    "drawn, and nobody can say whose gradient it gives. Keep the order: pack_padded_sequence and pack_sequence need no "
+    "sorting with enforce_sorted=False."
+)
+CARRIED = (
+    "a training step repeated on the same samples gave another gradient after it had seen others: something is carried from "
+    "step to step outside buffers and parameters (a hidden state, a memory, a running mean, a counter), so samples act on "
+    "the gradients of steps that they were not drawn for, which no eps covers. Begin every step afresh; what follows a "
+    "schedule may read self.global_step."
 )
 
 
@@ -153,12 +170,17 @@ class Checks(Probe):
         # A unit's own loss is the mean over its samples: weighted by their number, the units add up to the batch.
         weights = [count / max(counts) for count in counts]
         scale = (sum(counts) if self.loss_reduction == "mean" else 1) / max(counts)
-        self._compare(
-            self.private_gradient(units, weights),
-            self.plain_gradient(units) * scale,
-            "the engine's gradient differs from plain PyTorch's by {error:.1%} on the first samples. A layer computes "
+        private, plain = self.private_gradient(units, weights), self.plain_gradient(units)
+        error = _error(private, plain * scale)
+        if error <= self.tolerance:
+            return
+        self.loss([len(self.units) // 2])
+        if _error(plain, self.plain_gradient(units)) > self.tolerance:
+            raise PrivacyError(CARRIED)
+        raise PrivacyError(
+            f"the engine's gradient differs from plain PyTorch's by {error:.1%} on the first samples. A layer computes "
             "something other than its class says, or draws random numbers in a way that cannot be repeated. Please "
-            "report it with the network; self_check=False would train with wrong clipping.",
+            "report it with the network; self_check=False would train with wrong clipping."
         )
 
     def units_are_independent(self) -> None:
@@ -191,13 +213,43 @@ class Checks(Probe):
         rescaled = min(_error(one, other * ratio), _error(one * ratio, other))
         if ratio != 1 and rescaled <= self.tolerance < _error(one, other):
             raise PrivacyError(self._wrong_reduction())
-        self._compare(one, other, message)
-        self._compare_parts(one, other)
+        error = _error(one, other)
+        found = message.format(error=error) if error > self.tolerance else self._coupled_part(one, other)
+        if found is not None:
+            raise PrivacyError(self._explained(found, one, unit, some, others))
 
-    def _compare_parts(self, one: Tensor, other: Tensor) -> None:
+    def _explained(self, message: str, before: Tensor, unit: int, some: Sequence[int], others: Sequence[int]) -> str:
+        """Why a unit's gradient is not the same beside some units (where it was ``before``) and beside others."""
+        if _error(before, self._one_of(unit, some)) > self.tolerance:
+            return CARRIED
+        alone = self._one_of(unit, [])
+        for beside in (some, others):
+            at = [
+                _error(
+                    alone, self.private_gradient([unit, *beside], [float(i == place) for i in range(len(beside) + 1)])
+                )
+                for place in range(len(beside) + 1)
+            ]
+            if at[0] > self.tolerance >= min(at):
+                return REORDERED
+        return message + PADDED * self._is_padded(unit, some, others)
+
+    def _is_padded(self, unit: int, some: Sequence[int], others: Sequence[int]) -> bool:
+        """Whether the size of a batch's tensors depends on which samples it holds, and not on their number alone."""
+
+        def sizes(beside: Sequence[int]) -> list[torch.Size]:
+            samples = [sample for other in (unit, *beside) for sample in self.units[other]]
+            tensors = [t for t in tensors_in(self.batch(samples)) if t.dim() > 0]
+            if len(some) == len(others):
+                return [t.shape for t in tensors]
+            return [t.shape[1:] for t in tensors if t.shape[0] == len(samples)]
+
+        return sizes(some) != sizes(others)
+
+    def _coupled_part(self, one: Tensor, other: Tensor) -> str | None:
         """Parameter by parameter: samples that meet in a small part of the network move little of the whole gradient."""
         if self.tolerance > TOLERANCE:  # bfloat16: rounding alone may change a small part altogether
-            return
+            return None
         whole = max(float(one.norm()), float(other.norm()))
         named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
         sizes = [p.numel() for _, p in named]
@@ -206,11 +258,12 @@ class Checks(Probe):
             difference = float((first - second).norm())
             size = max(float(first.norm()), float(second.norm()))
             if difference > PART_TOLERANCE * size and difference > PART_FLOOR * whole:
-                raise PrivacyError(
+                return (
                     f"the gradient of one sample for {name} changes by {difference / size:.0%} when the other samples of its "
                     "batch change, so clipping it bounds nothing. The layer, or what follows it, lets samples meet (an "
                     "axis mistaken for the batch's, attention over the batch). Correct it, or freeze what lies before it."
                 )
+        return None
 
     def _rows(self, units: Sequence[int]) -> int:
         return sum(len(self.units[unit]) for unit in units)

@@ -7,7 +7,7 @@ elsewhere, get other masks and another gradient, although nothing couples the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -44,14 +44,14 @@ def without_dropout(root: nn.Module) -> Iterator[None]:
     # A backward pass runs outside every function mode. Activation checkpointing repeats forward passes in it, so each
     # module switches dropout off by itself, too; and the rules of fused layers repeat them by the layers' own settings.
     fused = {module: module.dropout for module in root.modules() if isinstance(module, _FUSED)}
-    modes: list[_NothingDrops] = []
+    running: list[ExitStack] = []
 
     def enter(*_: Any) -> None:
-        modes.append(_NothingDrops())
-        modes[-1].__enter__()  # type: ignore[no-untyped-call]
+        running.append(ExitStack())
+        running[-1].enter_context(_NothingDrops())
 
     def leave(*_: Any) -> None:
-        modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        running.pop().close()
 
     handles = []
     for module in root.modules():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -241,3 +242,58 @@ def test_dropout_is_no_problem() -> None:
 def test_one_sample_says_nothing_about_others() -> None:
     report = inspect(Classifier(linear(), "contrastive"), tuple(t[:1] for t in batch()))
     assert "samples" not in names_of(report)
+
+
+class OtherNames(LightningModule):
+    """Lightning passes the batch's number whatever it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def training_step(self, rows: tuple[Tensor, Tensor], i: int) -> Tensor:
+        assert i == 0
+        return F.cross_entropy(self.head(rows[0]), rows[1])
+
+
+def test_the_step_gets_what_lightning_gives_it() -> None:
+    assert inspect(OtherNames(), (torch.randn(6, 4), torch.arange(6) % 2)).ok
+
+
+class OnGraphs(LightningModule):
+    def __init__(self, mean_over: str) -> None:
+        super().__init__()
+        gnn = pytest.importorskip("torch_geometric").nn
+        self.conv, self.pool, self.head = gnn.GATConv(3, 8, dropout=0.5), gnn.global_mean_pool, nn.Linear(8, 2)
+        self.mean_over = mean_over
+
+    def training_step(self, graphs: Any, _: int) -> Tensor:
+        h = self.conv(graphs.x, graphs.edge_index).relu()
+        if self.mean_over == "nodes":
+            return F.cross_entropy(self.head(h), graphs.y[graphs.batch])
+        return F.cross_entropy(self.head(self.pool(h, graphs.batch)), graphs.y)
+
+
+def graph_batch() -> Any:
+    data = pytest.importorskip("torch_geometric.data")
+    rings = [torch.arange(3 + i) for i in range(6)]
+    return data.Batch.from_data_list(
+        [
+            data.Data(torch.randn(len(nodes), 3), torch.stack([nodes, nodes.roll(1)]), y=torch.tensor([len(nodes) % 2]))
+            for nodes in rings
+        ]
+    )
+
+
+def test_a_batch_of_graphs_is_taken_apart_into_graphs() -> None:
+    report = inspect(OnGraphs("graphs"), graph_batch())
+    assert report.ok, str(report)
+    assert report.units == 6
+    coupled = inspect(OnGraphs("nodes"), graph_batch())
+    assert [problem.name for problem in coupled.problems] == ["samples"]
+
+
+def test_packed_sequences_are_refused_with_the_way_round() -> None:
+    packed = nn.utils.rnn.pack_sequence([torch.randn(n, 4) for n in (3, 2, 1)])
+    with pytest.raises(PrivacyConfigError, match="PackedSequence.*Inspect the network with padded sequences"):
+        inspect(nn.LSTM(4, 4), {"batch": [packed]})

@@ -26,7 +26,7 @@ LEAK_FAULTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "samples that meet in a small part of the network", "lightning_dp/strategies/selfcheck.py",
-        "        self._compare_parts(one, other)\n", "",
+        "if error > self.tolerance else self._coupled_part(one, other)", "if error > self.tolerance else None",
         "tests/strategies/test_selfcheck.py::test_is_stopped_before_the_first_step",
     ),
     mutant(

@@ -54,4 +54,16 @@ STRATEGY_FAULTS: tuple[Mutant, ...] = (
         "        check.state_is_not_written()\n", "",
         "tests/strategies/test_selfcheck.py::test_is_stopped_before_the_first_step",
     ),
+    mutant(
+        "the self-check looks at evaluation mode alone", "lightning_dp/strategies/undropped.py",
+        "    running: list[ExitStack] = []\n", "    running: list[ExitStack] = []\n    root.eval()\n",
+        "tests/strategies/test_selfcheck_explains.py::test_a_coupling_of_training_mode_is_seen_beside_dropout",
+        "tests/strategies/test_selfcheck.py::test_is_stopped_before_the_first_step",
+    ),
+    mutant(
+        "a coupling that has an explanation passes", "lightning_dp/strategies/selfcheck.py",
+        "            raise PrivacyError(self._explained(found, one, unit, some, others))\n",
+        "            self._explained(found, one, unit, some, others)\n",
+        "tests/strategies/test_selfcheck.py::test_is_stopped_before_the_first_step",
+    ),
 )  # fmt: skip  # fmt: skip
