@@ -10,9 +10,12 @@ from typing import Literal, Protocol, get_args
 from typing_extensions import override
 
 from lightning_dp.accounting import pld
+from lightning_dp.accounting.allocation import LEAST_SIGMA, BallsInBins
+from lightning_dp.accounting.events import GaussianEvent
 from lightning_dp.accounting.gaussian import gaussian_delta, gaussian_epsilon, gaussian_power
 from lightning_dp.accounting.ledger import LedgerEntry, gaussian_steps, merge_entries, relation_of
 from lightning_dp.accounting.participation import participation_delta, participation_epsilon, participation_powers
+from lightning_dp.accounting.profile import Profile, SampledGaussian
 from lightning_dp.accounting.renyi import rdp_delta, rdp_epsilon, rdp_of_entries, rdp_power
 from lightning_dp.accounting.responses import delta_beside, epsilon_beside, without_responses
 from lightning_dp.errors import PrivacyConfigError
@@ -29,6 +32,8 @@ __all__ = (
 
 AccountantName = Literal["pld", "rdp", "prv"]
 
+#: (noise multiplier, rate, steps)
+_Steps = tuple[float, float, int]
 #: Below this, 1 / sigma^2 overflows; eps is reported as infinite, which is an upper bound.
 _NO_NOISE = 1e-100
 
@@ -176,24 +181,31 @@ class PLDAccountant(ComposingAccountant):
         return bound if composition is None else min(bound, composition.delta(eps) + failure(entries))
 
     def composition(
-        self, entries: Sequence[LedgerEntry], profiles: tuple[pld.Profile, pld.Profile] = pld.GUARANTEE
+        self, entries: Sequence[LedgerEntry], profiles: tuple[Profile, Profile] | None = None
     ) -> pld.Composition | None:
         """The composed loss distributions behind the numbers; None where their grid would be too large.
 
         Args:
             entries: Ledger entries with noise.
-            profiles: As for :func:`lightning_dp.accounting.pld.compose`.
+            profiles: Divergences of a sampled step that are no guarantee; see
+                :class:`~lightning_dp.accounting.profile.SampledGaussian`.
         """
-        mu, sampled = _split(entries)
-        parts: list[pld.Part] = [(min(1.0 / mu, 1e7), 1.0, 1)] if mu > 0.0 else []
+        # Other profiles than a guarantee's are of sampled steps: to them a pass is the one step that holds the unit.
+        passes = {} if profiles is not None else _passes(entries)
+        rest = [entry for entry in entries if entry.event not in passes]
+        mu, sampled = _split(rest)
         # Counting no more noise than 1e7 is a bound, and keeps losses apart from rounding.
-        parts += [(min(sigma, 1e7), rate, steps) for sigma, rate, steps in sampled]
-        return pld.compose(tuple(parts), self._coarsening, profiles)
+        steps = [(min(1.0 / mu, 1e7), 1.0, 1)] if mu > 0.0 else []
+        steps += [(min(sigma, 1e7), rate, times) for sigma, rate, times in sampled]
+        given = () if profiles is None else (profiles,)
+        parts: list[pld.Part] = [(SampledGaussian(sigma, rate, *given), times) for sigma, rate, times in steps]
+        parts += [(BallsInBins(sigma, bins), times) for (sigma, bins), times in sorted(_by_kind(passes).items())]
+        return pld.compose(tuple(parts), self._coarsening)
 
 
 def is_sampled(entries: Sequence[LedgerEntry]) -> bool:
     """Whether any entry claims amplification; without one the Gaussian closed form is exact."""
-    return any(event.sample_rate < 1.0 for event, _ in gaussian_steps(entries))
+    return any(event.sample_rate < 1.0 or event.bins > 1 for event, _ in gaussian_steps(entries))
 
 
 class ClosedFormAccountant(ComposingAccountant):
@@ -264,8 +276,24 @@ def full_index(entries: Sequence[LedgerEntry]) -> float:
     return _split(entries)[0]
 
 
-def _split(entries: Sequence[LedgerEntry]) -> tuple[float, tuple[pld.Part, ...]]:
-    """Index of everything without amplification, and the subsampled rest; only a rate below 1 amplifies."""
+def _passes(entries: Sequence[LedgerEntry]) -> dict[GaussianEvent, int]:
+    """Passes over balls-in-bins batches whose amplification counts, and how many of each."""
+    counts: dict[GaussianEvent, int] = {}
+    for event, times in gaussian_steps(entries):
+        if event.bins > 1 and event.noise_multiplier >= LEAST_SIGMA:
+            counts[event] = counts.get(event, 0) + times
+    return counts
+
+
+def _by_kind(passes: dict[GaussianEvent, int]) -> dict[tuple[float, int], int]:
+    return {(event.noise_multiplier, event.bins): times for event, times in passes.items()}
+
+
+def _split(entries: Sequence[LedgerEntry]) -> tuple[float, tuple[_Steps, ...]]:
+    """Index of everything without amplification, and the subsampled rest; only a rate below 1 amplifies here.
+
+    A pass over balls-in-bins batches counts as the one step that holds the unit, a bound.
+    """
     square = 0.0
     sampled: dict[tuple[float, float], int] = {}
     for event, steps in gaussian_steps(merge_entries(entries)):
@@ -279,12 +307,12 @@ def _split(entries: Sequence[LedgerEntry]) -> tuple[float, tuple[pld.Part, ...]]
     return math.sqrt(square), tuple((sigma, rate, steps) for (sigma, rate), steps in sorted(sampled.items()))
 
 
-def _unamplified(mu: float, sampled: Sequence[pld.Part]) -> float:
+def _unamplified(mu: float, sampled: Sequence[_Steps]) -> float:
     """Index of the same steps at rate 1, which dominate them: the divergence is convex in the mixture."""
     return math.sqrt(mu * mu + sum(steps / sigma / sigma for sigma, _, steps in sampled))
 
 
-def _worst(sampled: Sequence[pld.Part]) -> pld.Part:
+def _worst(sampled: Sequence[_Steps]) -> _Steps:
     """One event that dominates all: the least noise, the highest rate, every step."""
     return min(p[0] for p in sampled), max(p[1] for p in sampled), sum(p[2] for p in sampled)
 

@@ -40,6 +40,7 @@ def calibrate_noise_multiplier(
     accountant: AccountantName = "pld",
     sampling: Sampling | Literal["none"] = "poisson",
     tail: float = 0.0,
+    bins: int = 1,
     relation: Relation = RELATION,
     spent: Sequence[LedgerEntry] = (),
     factors: Sequence[tuple[float, int]] | None = None,
@@ -53,11 +54,13 @@ def calibrate_noise_multiplier(
     Args:
         eps: Budget, > 0, finite.
         delta: In (0, 1).
-        sample_rate: Poisson rate q in (0, 1]; 1 for shuffling.
-        steps: Compositions to come, >= 1.
+        sample_rate: Poisson rate q in (0, 1]; 1 for passes, shuffled or balls-in-bins.
+        steps: Compositions to come, >= 1: steps, or passes.
         accountant: ``"pld"``, ``"rdp"`` or ``"prv"``.
-        sampling: ``"poisson"``, ``"truncated_poisson"`` or ``"shuffle"``; ``"none"`` for releases of every unit.
+        sampling: ``"poisson"``, ``"truncated_poisson"``, ``"balls_in_bins"`` or ``"shuffle"``; ``"none"`` for releases of
+            every unit.
         tail: Chance per step that a draw is cut, for ``"truncated_poisson"``.
+        bins: Steps of a pass, for ``"balls_in_bins"``.
         relation: The neighbouring relation of the new events, and of ``spent``.
         spent: What the ledger holds already; the new noise is for what is left.
         factors: Where the noise follows a schedule: ``(factor, steps)`` pairs that make up ``steps``; the noise multiplier of
@@ -71,7 +74,7 @@ def calibrate_noise_multiplier(
             noise at all would be needed.
     """
     target = EpsilonTarget(eps, delta, accountant)
-    if accountant == "pld" and sample_rate == 1.0 and factors is None and tail == 0.0 and not spent:
+    if accountant == "pld" and sample_rate == 1.0 and factors is None and tail == 0.0 and bins == 1 and not spent:
         return math.sqrt(steps) / gaussian_mu(eps, delta) * (1.0 + 1e-12)  # the closed form, and rounding
     return calibrate_to(
         target,
@@ -79,6 +82,7 @@ def calibrate_noise_multiplier(
         steps=steps,
         sampling=sampling,
         tail=tail,
+        bins=bins,
         relation=relation,
         spent=spent,
         factors=factors,
@@ -92,6 +96,7 @@ def calibrate_to(
     steps: int,
     sampling: Sampling | Literal["none"] = "poisson",
     tail: float = 0.0,
+    bins: int = 1,
     relation: Relation = RELATION,
     spent: Sequence[LedgerEntry] = (),
     factors: Sequence[tuple[float, int]] | None = None,
@@ -105,7 +110,7 @@ def calibrate_to(
         PrivacyConfigError: If an argument is out of range, if ``spent`` alone exhausts the target, or if no noise at all
             would be needed.
     """
-    planned = LedgerEntry(GaussianEvent(1.0, sample_rate, sampling, tail, relation), steps)
+    planned = LedgerEntry(GaussianEvent(1.0, sample_rate, sampling, tail, relation, bins), steps)
     shape = ((1.0, steps),) if factors is None else tuple(factors)
     if sum(length for _, length in shape) != steps:
         raise PrivacyConfigError(f"the factors {shape} do not make up the {steps} steps to calibrate for.")
@@ -123,7 +128,7 @@ def calibrate_to(
 
     def entries(log_sigma: float) -> tuple[LedgerEntry, ...]:
         sigma = math.exp(log_sigma)
-        new = [LedgerEntry(GaussianEvent(sigma * f, sample_rate, sampling, tail, relation), k) for f, k in shape]
+        new = [LedgerEntry(GaussianEvent(sigma * f, sample_rate, sampling, tail, relation, bins), k) for f, k in shape]
         return merge_entries((*spent, *new))
 
     def measured(effort: Effort) -> Callable[[float], float]:
@@ -172,9 +177,10 @@ def eps_within(
     sample_rate: float,
     steps: int,
     sampling: Sampling = "poisson",
+    bins: int = 1,
     accountant: AccountantName = "pld",
 ) -> EquivalentBudget:
-    """Which noise, and which eps at ``delta``, keep a target in a training of ``steps`` steps at ``sample_rate``.
+    """Which noise, and which eps at ``delta``, keep a target in a training of ``steps`` compositions at ``sample_rate``.
 
     The answer belongs to these steps and this rate alone: another training with the same eps may have another risk.
 
@@ -183,8 +189,8 @@ def eps_within(
     """
     exact = get_accountant(accountant)
     check_delta(delta)
-    sigma = calibrate_to(target, sample_rate=sample_rate, steps=steps, sampling=sampling)
-    entries = (LedgerEntry(GaussianEvent(sigma, sample_rate, sampling), steps),)
+    sigma = calibrate_to(target, sample_rate=sample_rate, steps=steps, sampling=sampling, bins=bins)
+    entries = (LedgerEntry(GaussianEvent(sigma, sample_rate, sampling, bins=bins), steps),)
     return EquivalentBudget(sigma, exact.epsilon(entries, delta), delta)
 
 

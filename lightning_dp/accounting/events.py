@@ -10,7 +10,7 @@ from lightning_dp.errors import PrivacyConfigError
 
 __all__ = ("RELATION", "Event", "GaussianEvent", "RandomizedResponseEvent", "Relation", "Sampling")
 
-Sampling = Literal["poisson", "truncated_poisson", "shuffle"]
+Sampling = Literal["poisson", "truncated_poisson", "balls_in_bins", "shuffle"]
 
 #: What neighbouring data sets are: they differ by one unit that only one of them has, or by what one unit is.
 Relation = Literal["add_or_remove_one", "replace_one"]
@@ -26,7 +26,7 @@ class GaussianEvent:
 
     The mechanism adds Gaussian noise of standard deviation ``noise_multiplier * sensitivity`` to a sum in
     which one unit contributes at most ``sensitivity`` (L2), each unit taking part independently with chance
-    ``sample_rate``.
+    ``sample_rate``. With ``bins``, it is a whole pass of as many such sums, in one of which each unit takes part.
 
     Args:
         noise_multiplier: Noise standard deviation over L2 sensitivity; 0 means no privacy at all (eps is
@@ -37,13 +37,16 @@ class GaussianEvent:
             output of its own.
         tail: Chance in [0, 1], per step, that the above fails to describe the step, however badly: that a draw
             was cut (``"truncated_poisson"`` only). Accountants add it to delta, once for each step.
+        bins: Steps of a pass in which every unit takes part once, in a step drawn uniformly and independently of all
+            others (``"balls_in_bins"`` only). The pass is the event. What knows nothing of bins may read it as one
+            Gaussian sum at ``sample_rate=1``, which bounds it: one step depends on the unit, whichever it is.
         relation: The neighbouring relation under which ``sensitivity`` holds. Under ``"replace_one"`` two
             contributions of norm C lie up to 2C apart. Amplification is accounted for ``"add_or_remove_one"``
             only.
 
     Raises:
         PrivacyConfigError: If a field is not finite or out of range, if amplification is claimed for
-            shuffling or for replacing, or a tail without truncation.
+            shuffling or for replacing, a tail without truncation, or bins without balls.
     """
 
     noise_multiplier: float
@@ -51,6 +54,7 @@ class GaussianEvent:
     sampling: Sampling | Literal["none"] = "poisson"
     tail: float = 0.0
     relation: Relation = RELATION
+    bins: int = 1
 
     def __post_init__(self) -> None:
         sigma = _as_float("noise_multiplier", self.noise_multiplier)
@@ -70,11 +74,22 @@ class GaussianEvent:
                 f"sampling={self.sampling!r} is accounted for relation='add_or_remove_one' only: the profiles of a sampled "
                 "step are other ones when a unit is replaced. Use sampling='none' for a release without sampling."
             )
+        whole = isinstance(self.bins, int) and not isinstance(self.bins, bool)
+        if not (whole and self.bins >= 1) or (self.bins > 1 and self.sampling != "balls_in_bins"):
+            raise PrivacyConfigError(
+                f"bins must be a whole number >= 1, and 1 unless sampling='balls_in_bins', got {self.bins!r}: it is the number "
+                "of steps in a pass."
+            )
+        if self.sampling == "balls_in_bins" and rate != 1.0:
+            raise PrivacyConfigError(
+                f"sampling='balls_in_bins' is accounted by passes, in which every unit takes part: sample_rate must be 1, got "
+                f"{rate}. What amplifies is bins, the number of steps in a pass."
+            )
         if self.sampling == "shuffle" and rate != 1.0:
             # Amplification by Poisson sampling does not hold for shuffled batches (arXiv 2403.17673).
             raise PrivacyConfigError(
                 f"sampling='shuffle' is accounted without amplification and needs sample_rate=1, got {rate}: "
-                "use sampling='poisson' for amplified accounting."
+                "use sampling='balls_in_bins' or 'poisson' for amplified accounting."
             )
         tail = _as_float("tail", self.tail)
         if not 0.0 <= tail <= 1.0 or (tail > 0.0 and self.sampling != "truncated_poisson"):

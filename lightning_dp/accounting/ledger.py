@@ -16,6 +16,8 @@ __all__ = ("LedgerEntry", "PrivacyLedger", "gaussian_steps", "merge_entries", "r
 
 _VERSION = 1
 RESPONSE, RELEASE = "randomized_response", "release"
+#: What an event has beside noise and rate, by its sampling.
+_MORE = {"truncated_poisson": ("tail",), "balls_in_bins": ("bins",)}
 
 
 @dataclass(frozen=True)
@@ -169,14 +171,14 @@ class PrivacyLedger:
 def _row(event: Event, steps: int) -> list[Any]:
     """Four values for a step under add-or-remove-one, and more or others for anything else.
 
-    What knows of no cut draws, no other relation and no randomised labels then refuses the row.
+    What knows of no cut draws, no passes, no other relation and no randomised labels then refuses the row.
     """
     if isinstance(event, RandomizedResponseEvent):
         return [RESPONSE, event.eps, event.num_classes, event.relation, steps]
     if event.sampling == "none":
         return [RELEASE, event.noise_multiplier, event.relation, steps]
-    tail = [event.tail] if event.sampling == "truncated_poisson" else []
-    return [event.noise_multiplier, event.sample_rate, event.sampling, steps, *tail]
+    more = [getattr(event, name) for name in _MORE.get(event.sampling, ())]
+    return [event.noise_multiplier, event.sample_rate, event.sampling, steps, *more]
 
 
 def _event(row: Any) -> tuple[Event, Any]:
@@ -187,11 +189,12 @@ def _event(row: Any) -> tuple[Event, Any]:
     if row[0] == RELEASE:
         _, sigma, relation, steps = row
         return GaussianEvent(sigma, sampling="none", relation=relation), steps
-    sigma, rate, sampling, steps, *tail = row
+    sigma, rate, sampling, steps, *more = row
     # A cut draw without its tail would be an under-count.
-    if len(tail) != int(sampling == "truncated_poisson"):
+    names = _MORE.get(sampling, ())
+    if len(more) != len(names):
         raise ValueError("an entry of unknown form")
-    return GaussianEvent(sigma, rate, sampling, *tail), steps
+    return GaussianEvent(sigma, rate, sampling, **dict(zip(names, more, strict=True))), steps
 
 
 def _whole(steps: Any) -> int:

@@ -8,29 +8,58 @@ upper bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from lightning_dp.accounting.profile import loss_ends, profile_add, profile_remove
+__all__ = ("Composition", "Mechanism", "Part", "compose")
 
-__all__ = ("Composition", "Part", "Profile", "compose")
-
-#: (noise multiplier, rate, steps)
-Part = tuple[float, float, int]
-#: Hockey-stick divergence of one step: (noise multiplier, rate, eps of shape (m,)) -> (m,)
-Profile = Callable[[float, float, npt.NDArray[np.float64]], npt.NDArray[np.float64]]
-#: The divergences, removing and adding, that a guarantee stands on.
-GUARANTEE: tuple[Profile, Profile] = (profile_remove, profile_add)
+Vector = npt.NDArray[np.float64]
 
 _MAX_STEP_POINTS = 1 << 16
 _MAX_POINTS = 1 << 19
 _MAX_INTERVAL = 256.0
 _EPS_MACHINE = float(np.finfo(np.float64).eps)
+
+
+class Mechanism(Hashable, Protocol):
+    """One mechanism: its exact divergences, or ones from above. Equal ones are equal, and can be looked up."""
+
+    @property
+    def sigma(self) -> float:
+        """Noise multiplier, > 0."""
+        ...
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Smallest and largest loss of the removal direction worth a grid point; adding mirrors them."""
+        ...
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the likelihood ratio, without the unit."""
+        ...
+
+    @property
+    def size(self) -> float:
+        """What the divergences near 0 are at most of, in (0, 1]."""
+        ...
+
+    def divergence(self, remove: bool, eps: Vector) -> Vector:
+        """Hockey-stick divergence at any real ``eps``, (m,) -> (m,), with the unit from without it or the reverse."""
+        ...
+
+    def sample(self) -> tuple[Vector, Vector, Vector]:
+        """Losses of removing at many points, and the points' weights with the unit and without it, all (m,)."""
+        ...
+
+
+#: A mechanism, and how many times it is composed
+Part = tuple[Mechanism, int]
 
 
 @dataclass(frozen=True)
@@ -112,60 +141,54 @@ def _least(delta: Callable[[float], float], level: float) -> float:
 
 
 @lru_cache(maxsize=8)
-def compose(
-    parts: tuple[Part, ...], coarsening: int = 0, profiles: tuple[Profile, Profile] = GUARANTEE
-) -> Composition | None:
-    """Compose subsampled Gaussians; None where no affordable grid exists (a closed-form bound must then do).
+def compose(parts: tuple[Part, ...], coarsening: int = 0) -> Composition | None:
+    """Compose mechanisms; None where no affordable grid exists (a closed-form bound must then do).
 
     Args:
-        parts: Noise multiplier > 0, rate in (0, 1], steps >= 1 of each event.
+        parts: Each mechanism, and its steps >= 1.
         coarsening: Grids 2^coarsening times wider (finer where negative), for a quick and looser, still sound, answer.
-        profiles: Divergences of one step in the two directions; others than the default belong to what an attacker
-            who sees less can tell, and then to no guarantee.
     """
     grid = _interval(parts, coarsening)
     if grid is None:
         return None
     interval, points = grid
-    steps = sum(part[2] for part in parts)
+    steps = sum(times for _, times in parts)
     # Rounding: a step's profile is off by a few ulp, times 1 / sigma where that is large; the transform adds
     # log2(points) ulp a step. A profile too low by r is made sound by r of extra infinite loss, and infinite
     # losses add up over steps: take that off the delta to be met.
-    rounding = 4.0 * _EPS_MACHINE * (steps + 1) * (math.log2(points) + 2.0 + 1.0 / min(part[0] for part in parts))
+    least = min(mechanism.sigma for mechanism, _ in parts)
+    rounding = 4.0 * _EPS_MACHINE * (steps + 1) * (math.log2(points) + 2.0 + 1.0 / least)
     try:
         # Overflow and invalid values mean that rounding swamped the grid (below): no answer rather than a
         # wrong one.
         with np.errstate(over="raise", invalid="raise", under="ignore", divide="raise"):
-            directions = [
-                _compose_direction(parts, interval, remove, profile)
-                for remove, profile in zip((True, False), profiles, strict=True)
-            ]
+            directions = [_compose_direction(parts, interval, remove) for remove in (True, False)]
     except (FloatingPointError, OverflowError, ValueError):
         return None
     return Composition(remove=directions[0], add=directions[1], rounding=rounding, interval=interval)
 
 
-def _compose_direction(parts: Sequence[Part], interval: float, remove: bool, profile: Profile) -> Any:
+def _compose_direction(parts: Sequence[Part], interval: float, remove: bool) -> Any:
     total: Any = None
-    for sigma, rate, steps in parts:
-        pmf = _step(sigma, rate, interval, remove, profile).self_compose(steps)
+    for mechanism, times in parts:
+        pmf = _step(mechanism, interval, remove).self_compose(times)
         total = pmf if total is None else total.compose(pmf)
     return total
 
 
 @lru_cache(maxsize=32)
-def _step(sigma: float, rate: float, interval: float, remove: bool, profile: Profile) -> Any:
+def _step(mechanism: Mechanism, interval: float, remove: bool) -> Any:
     from dp_accounting.pld import pld_pmf  # lazily: it takes a second to import
 
-    lower, upper = _ends(sigma, rate, remove)
+    lower, upper = _ends(mechanism, remove)
     low, high = math.floor(lower / interval), math.ceil(upper / interval)
-    deltas = profile(sigma, rate, np.arange(low, high + 1, dtype=np.float64) * interval)
+    deltas = mechanism.divergence(remove, np.arange(low, high + 1, dtype=np.float64) * interval)
     # Dense from the start: the sparse representation loops over the steps.
     return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(interval, low, high, deltas).to_dense_pmf()
 
 
-def _ends(sigma: float, rate: float, remove: bool) -> tuple[float, float]:
-    low, high = loss_ends(sigma, rate)
+def _ends(mechanism: Mechanism, remove: bool) -> tuple[float, float]:
+    low, high = mechanism.ends
     return (low, high) if remove else (-high, -low)
 
 
@@ -175,17 +198,16 @@ def _interval(parts: Sequence[Part], coarsening: int) -> tuple[float, int] | Non
     The interval is a power of two, and given the events it only ever widens with the number of steps. A wider
     grid is then part of a finer one and dominates it, so that eps is exactly monotone in the number of steps.
     """
-    ends = [loss_ends(sigma, rate) for sigma, rate, _ in parts]
+    ends = [mechanism.ends for mechanism, _ in parts]
     if not all(math.isfinite(end) for pair in ends for end in pair):
         return None
-    wanted = min(_wanted(sigma, rate) for sigma, rate, _ in parts)
+    wanted = min(_wanted(mechanism) for mechanism, _ in parts)
     interval = 2.0 ** (math.floor(math.log2(wanted)) + coarsening)
     span = sum(high - low for low, high in ends)
     growth = sum(_growth(*part) for part in parts)
-    # Masses are differences of profiles (of size rate) over the interval, so rounding leaves some rate * ulp
-    # / interval of spurious mass at each of span / interval points, which dp-accounting rounds up and which
-    # steps multiply.
-    finest = math.sqrt(100.0 * _EPS_MACHINE * span * sum(rate * steps for _, rate, steps in parts))
+    # Masses are differences of profiles over the interval, so rounding leaves some size * ulp / interval of spurious
+    # mass at each of span / interval points, which dp-accounting rounds up and which steps multiply.
+    finest = math.sqrt(100.0 * _EPS_MACHINE * span * sum(mechanism.size * times for mechanism, times in parts))
     while interval <= _MAX_INTERVAL:
         points = growth / interval
         if interval >= finest and span / interval <= _MAX_STEP_POINTS and points <= _MAX_POINTS:
@@ -194,36 +216,27 @@ def _interval(parts: Sequence[Part], coarsening: int) -> tuple[float, int] | Non
     return None
 
 
-def _wanted(sigma: float, rate: float) -> float:
+def _wanted(mechanism: Mechanism) -> float:
     """A sixth of the loss's standard deviation: connecting the dots then costs about 0.1 % of eps.
 
-    The variance of the likelihood ratio is rate^2 (exp(1/sigma^2) - 1). Small noise makes it meaningless: the
-    grid then follows the loss of a full step, 1 / (2 sigma^2).
+    Small noise makes the ratio's deviation meaningless: the grid then follows the loss of a full step, 1 / (2 sigma^2).
     """
-    spread = rate * math.sqrt(math.expm1(min(700.0, sigma**-2)))
-    return max(1e-12, min(spread, 0.02 * (0.5 / sigma + 1.0) / sigma) / 6.0)
+    sigma = mechanism.sigma
+    return max(1e-12, min(mechanism.spread, 0.02 * (0.5 / sigma + 1.0) / sigma) / 6.0)
 
 
-def _growth(sigma: float, rate: float, steps: int) -> float:
+def _growth(mechanism: Mechanism, steps: int) -> float:
     """Estimate of the composed grid's width in units of loss.
 
     dp-accounting keeps a Chernoff window of mass 1e-15 at the orders k / span, k = 1 ... 20. Its moments are
     computed here by quadrature, before anything large is allocated; an estimate suffices, since no number
     depends on it.
     """
-    z = np.linspace(-9.5, 9.5, 2001)
-    normal = np.exp(-0.5 * z * z)
-    normal /= normal.sum()
-    x = np.concatenate((sigma * z, 1.0 + sigma * z))
-    loss = (2.0 * x - 1.0) / (2.0 * sigma * sigma)
-    if rate < 1.0:
-        loss = np.logaddexp(math.log1p(-rate), math.log(rate) + loss)
-    with_unit = np.concatenate(((1.0 - rate) * normal, rate * normal))
-    without = np.concatenate((normal, np.zeros_like(normal)))
+    loss, with_unit, without = mechanism.sample()
     widths = []
     for weights, losses, ends in (
-        (with_unit, loss, _ends(sigma, rate, True)),
-        (without, -loss, _ends(sigma, rate, False)),
+        (with_unit, loss, _ends(mechanism, True)),
+        (without, -loss, _ends(mechanism, False)),
     ):
         span = ends[1] - ends[0]
         orders = np.arange(1.0, 21.0)[:, None] / span

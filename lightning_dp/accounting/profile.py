@@ -12,6 +12,8 @@ The factor q in front keeps rounding errors q times smaller than a difference of
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +21,11 @@ from scipy.special import ndtri
 
 from lightning_dp.accounting.gaussian import gaussian_delta
 
-__all__ = ("amplified", "loss_ends", "profile_add", "profile_remove")
+__all__ = ("SampledGaussian", "amplified", "loss_ends", "profile_add", "profile_remove")
 
 Vector = npt.NDArray[np.float64]
+#: Hockey-stick divergence of one step: (noise multiplier, rate, eps of shape (m,)) -> (m,)
+Profile = Callable[[float, float, Vector], Vector]
 
 #: Noise mass cut off in one step. Independent of steps and delta, so that the grid of a step never depends on
 #: them.
@@ -76,3 +80,50 @@ def loss_ends(sigma: float, q: float) -> tuple[float, float]:
     if q == 1.0:
         return low, high
     return tuple(float(np.logaddexp(math.log1p(-q), math.log(q) + loss)) for loss in (low, high))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class SampledGaussian:
+    """One Poisson-subsampled step, as a composition of loss distributions needs to know it.
+
+    Args:
+        sigma: noise multiplier, > 0.
+        rate: Poisson rate in (0, 1].
+        profiles: divergences of the step in the two directions; others than the default belong to what an attacker who
+            sees less can tell, and then to no guarantee.
+    """
+
+    sigma: float
+    rate: float
+    profiles: tuple[Profile, Profile] = (profile_remove, profile_add)
+
+    def divergence(self, remove: bool, eps: Vector) -> Vector:
+        """Hockey-stick divergence at any real ``eps``, (m,) -> (m,), with the unit from without it or the reverse."""
+        return self.profiles[0 if remove else 1](self.sigma, self.rate, eps)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """As :func:`loss_ends`."""
+        return loss_ends(self.sigma, self.rate)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the likelihood ratio, rate sqrt(exp(1/sigma^2) - 1)."""
+        return self.rate * math.sqrt(math.expm1(min(700.0, self.sigma**-2)))
+
+    @property
+    def size(self) -> float:
+        """What the divergence is at most of, and its rounding with it."""
+        return self.rate
+
+    def sample(self) -> tuple[Vector, Vector, Vector]:
+        """Losses of removing at many points, and the points' weights with the unit and without it, all (m,)."""
+        z = np.linspace(-9.5, 9.5, 2001)
+        normal = np.exp(-0.5 * z * z)
+        normal /= normal.sum()
+        x = np.concatenate((self.sigma * z, 1.0 + self.sigma * z))
+        loss = (2.0 * x - 1.0) / (2.0 * self.sigma * self.sigma)
+        if self.rate < 1.0:
+            loss = np.logaddexp(math.log1p(-self.rate), math.log(self.rate) + loss)
+        with_unit = np.concatenate(((1.0 - self.rate) * normal, self.rate * normal))
+        return loss, with_unit, np.concatenate((normal, np.zeros_like(normal)))

@@ -39,6 +39,7 @@ class PrivacySettings:
         max_activation_norm: clipping bound C of what is released.
         releases: noisy copies of each sample.
         labels: what protects the labels, in words, where that is a question of its own.
+        bins: steps of a pass in which a unit takes part once, for balls-in-bins sampling; else 1.
         labels_covered: whether eps holds for labels as well, or they are public.
     """
 
@@ -66,6 +67,7 @@ class PrivacySettings:
     labels: str | None = None
     labels_covered: bool = True
     risk: str | None = None
+    bins: int = 1
 
     @property
     def budget(self) -> str | None:

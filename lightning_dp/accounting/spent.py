@@ -23,8 +23,8 @@ class PrivacySpent:
         eps: Upper bound on the smallest eps at ``delta``; inf without noise.
         delta: The chance-like slack of the guarantee.
         accountant: Name of the accountant.
-        sampling: ``"poisson"``, ``"truncated_poisson"``, ``"shuffle"``, ``"mixed"``, or ``"none"`` for releases of every
-            unit and for an empty ledger.
+        sampling: ``"poisson"``, ``"truncated_poisson"``, ``"balls_in_bins"``, ``"shuffle"``, ``"mixed"``, or
+            ``"none"`` for releases of every unit and for an empty ledger.
         relation: The neighbouring relation.
         noise_multiplier: Noise over sensitivity; None if the entries differ.
         sample_rate: Poisson rate; None if the entries differ.
@@ -50,10 +50,12 @@ class PrivacySpent:
 
     def __str__(self) -> str:
         relation = self.relation.replace("_", " ") + ("" if self.unit == "sample" else f" unit ({self.unit})")
-        what = "release" if self.sampling == "none" else "step"
+        what = {"none": "release", "balls_in_bins": "pass", "shuffle": "pass"}.get(self.sampling, "steps")
+        if self.steps != 1:
+            what = {"release": "releases", "pass": "passes"}.get(what, what)
         return (
             f"eps = {rounded_up(self.eps)} at delta = {self.delta:.4g} ({relation}; {self._sampling()}; "
-            f"{self.accountant} accountant; {self.steps} {what}{'' if self.sampling == 'none' and self.steps == 1 else 's'})"
+            f"{self.accountant} accountant; {self.steps} {what})"
         )
 
     def _sampling(self) -> str:
@@ -65,6 +67,9 @@ class PrivacySpent:
         cut = sorted({event.sample_rate for event in gaussians if event.sampling == "truncated_poisson"})
         if cut:
             phrases.append("Poisson sampling cut at a maximum, q = " + " and ".join(f"{rate:.4g}" for rate in cut))
+        passes = sorted({event.bins for event in gaussians if event.sampling == "balls_in_bins"})
+        if passes:
+            phrases.append("balls-in-bins sampling, passes of " + " and ".join(map(str, passes)) + " steps")
         if any(event.sampling == "shuffle" for event in gaussians):
             phrases.append("shuffled, accounted without amplification")
         if any(event.sampling == "none" for event in gaussians):

@@ -30,13 +30,18 @@ def summary_text(spent: PrivacySpent, settings: PrivacySettings, releases: list[
     return "\n".join(lines)
 
 
+def _rate(settings: PrivacySettings) -> str:
+    """How often a unit takes part."""
+    return f"q = {settings.sample_rate:.4g}" if settings.bins == 1 else f"1 step of {settings.bins} a pass"
+
+
 def _steps(spent: PrivacySpent, settings: PrivacySettings) -> Rows:
     """A run of private steps."""
     sizes = f"n = {settings.dataset_size}, expected batch size {settings.expected_batch_size}"
     return [
         ("relation", settings.relation.replace("_", " ")),
-        ("sampling", f"{settings.sampling}, q = {settings.sample_rate:.4g}"),
-        ("steps", f"{spent.steps}"),
+        ("sampling", f"{settings.sampling}, {_rate(settings)}"),
+        ("passes" if settings.sampling in ("balls_in_bins", "shuffle") else "steps", f"{spent.steps}"),
         ("samples" if settings.unit == "sample" else f"units ({settings.unit})", sizes),
         (
             "noise",

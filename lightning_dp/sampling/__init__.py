@@ -8,6 +8,7 @@ from lightning_dp.sampling.checks import loader_batch_size, why_not_private
 from lightning_dp.sampling.keys import key_from_seed, new_key
 from lightning_dp.sampling.loader import LogicalStep, PrivateDataLoader
 from lightning_dp.sampling.samplers import (
+    BallsInBinsSampler,
     LogicalSampler,
     PoissonSampler,
     ShuffleSampler,
@@ -16,6 +17,7 @@ from lightning_dp.sampling.samplers import (
 from lightning_dp.sampling.units import PrivacyUnit, UnitIds, UnitRows, number_units
 
 __all__ = (
+    "BallsInBinsSampler",
     "LogicalBatchSampler",
     "LogicalSampler",
     "LogicalStep",

@@ -18,11 +18,12 @@ from lightning_dp.accounting.events import GaussianEvent, Sampling
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.sampling.keys import check_key, stream
 
-__all__ = ("LogicalSampler", "PoissonSampler", "ShuffleSampler", "TruncatedPoissonSampler")
+__all__ = ("BallsInBinsSampler", "LogicalSampler", "PoissonSampler", "ShuffleSampler", "TruncatedPoissonSampler")
 
 _POISSON_DOMAIN = 1
 _SHUFFLE_DOMAIN = 2
 _CUT_DOMAIN = 4
+_BINS_DOMAIN = 5
 _WORD = 64
 _BLOCK = 1 << 14  # words
 
@@ -259,7 +260,31 @@ class TruncatedPoissonSampler(PoissonSampler):
         return replace(super().event(noise_multiplier), tail=self.tail)
 
 
-class ShuffleSampler(LogicalSampler):
+class _PassSampler(LogicalSampler):
+    """Base of samplers whose event is a whole pass of S = ceil(n / B) steps, in which every sample takes part once."""
+
+    def __init__(self, dataset_size: int, expected_batch_size: int, key: bytes) -> None:
+        super().__init__(dataset_size, expected_batch_size, key)
+        self._latest: tuple[int, Any] | None = None  # a cache: the pass drawn last
+
+    @property
+    def sample_rate(self) -> float:
+        """1.0: the event is a pass, in which everybody takes part."""
+        return 1.0
+
+    def charges(self, step: int, previous: int | None) -> bool:
+        """Return whether ``step`` opens a pass: ``previous`` lies in another one, or there was none."""
+        return previous is None or step // self.steps_per_epoch != previous // self.steps_per_epoch
+
+    def compositions(self, steps: int, start: int = 0) -> int:
+        """Return the number of passes that the steps touch: from a pass boundary, ceil(steps / S)."""
+        steps, start = _whole("steps", steps, 0), _whole("start", start, 0)
+        if steps == 0:
+            return 0
+        return (start + steps - 1) // self.steps_per_epoch - start // self.steps_per_epoch + 1
+
+
+class ShuffleSampler(_PassSampler):
     """Shuffled passes, sound under add-or-remove-one, accounted without amplification.
 
     A pass has S = ceil(n / B) steps of B *slots*. For each pass the S * B slots are permuted and handed to
@@ -288,15 +313,6 @@ class ShuffleSampler(LogicalSampler):
 
     sampling = "shuffle"
 
-    def __init__(self, dataset_size: int, expected_batch_size: int, key: bytes) -> None:
-        super().__init__(dataset_size, expected_batch_size, key)
-        self._latest: tuple[int, NDArray[np.int64]] | None = None  # a cache: (pass, permutation)
-
-    @property
-    def sample_rate(self) -> float:
-        """1.0: a pass is accounted as one mechanism in which everybody takes part."""
-        return 1.0
-
     def draw(self, step: int) -> NDArray[np.int64]:
         """Return the samples in the B slots of step ``step``; see `LogicalSampler.draw`."""
         number, place = divmod(_whole("step", step, 0), self.steps_per_epoch)
@@ -307,13 +323,45 @@ class ShuffleSampler(LogicalSampler):
         occupants = self._latest[1][first : first + self._expected_batch_size]
         return np.sort(occupants[occupants < self._dataset_size])
 
-    def charges(self, step: int, previous: int | None) -> bool:
-        """Return whether ``step`` opens a pass: ``previous`` lies in another one, or there was none."""
-        return previous is None or step // self.steps_per_epoch != previous // self.steps_per_epoch
 
-    def compositions(self, steps: int, start: int = 0) -> int:
-        """Return the number of passes that the steps touch: from a pass boundary, ceil(steps / S)."""
-        steps, start = _whole("steps", steps, 0), _whole("start", start, 0)
-        if steps == 0:
-            return 0
-        return (start + steps - 1) // self.steps_per_epoch - start // self.steps_per_epoch + 1
+class BallsInBinsSampler(_PassSampler):
+    """Balls-in-bins sampling: in each pass of S = ceil(n / B) steps, every sample takes part in one step, drawn uniformly.
+
+    As in a shuffled pass, all samples are seen once; as in Poisson sampling, samples are drawn independently of each
+    other, and sizes of batches are random (n / S samples on average, at most B; 0 included) and private.
+
+    Guarantee: under add-or-remove-one, a pass with noise of standard deviation noise_multiplier * C in each step is
+    dominated by one look at N(e_i, s^2 I) with i uniform in 1, ..., S, against N(0, s^2 I), s = noise_multiplier (Chua
+    et al. 2024, arXiv:2412.16802). Proof: let D' be D and one more sample x. The steps of the common samples are
+    independent of x and have the same law under both data sets; divergences are jointly convex, so it is enough to bound
+    them for each way in which the common samples fell. Then step t is, given what was released before, Gaussian noise
+    round a known sum, or round that sum and a known vector of norm r C, r <= 1, if x fell into t. An observer of z, drawn
+    from either of the two laws above, makes it from z_t: scale by r, add noise of variance (1 - r^2) s^2, and turn the
+    axis onto the vector, with fresh noise in all other directions. Passes draw anew, so they compose; the event is one
+    pass, which the accountant ``"pld"`` amplifies (:mod:`lightning_dp.accounting.allocation`) and others count as one
+    Gaussian step at rate 1.
+
+    A pass is charged as a whole by its first step. What ends or is resumed within one has released part of it, which costs
+    no more than all of it; under a new key it is charged again (see `ShuffleSampler`).
+
+    See `LogicalSampler` for the arguments.
+    """
+
+    sampling = "balls_in_bins"
+
+    def draw(self, step: int) -> NDArray[np.int64]:
+        """Return the samples that fell into step ``step``; see `LogicalSampler.draw`."""
+        number, place = divmod(_whole("step", step, 0), self.steps_per_epoch)
+        if self._latest is None or self._latest[0] != number:
+            rng = stream(self._key, _BINS_DOMAIN, number)
+            bins = rng.integers(0, self.steps_per_epoch, size=self._dataset_size)
+            # Sorted by bin and, within one, by sample; and where each bin begins.
+            starts = np.searchsorted(np.sort(bins), np.arange(self.steps_per_epoch + 1))
+            self._latest = number, (np.argsort(bins, kind="stable"), starts)
+        order, starts = self._latest[1]
+        drawn: NDArray[np.int64] = order[starts[place] : starts[place + 1]].astype(np.int64)
+        return drawn
+
+    def event(self, noise_multiplier: float) -> GaussianEvent:
+        """Return one pass as accountants see it."""
+        return replace(super().event(noise_multiplier), bins=self.steps_per_epoch)

@@ -201,6 +201,7 @@ class Budget:
                 steps=max(1, planned),
                 sampling=template.sampling,
                 tail=template.tail,
+                bins=template.bins,
                 spent=spent,
                 factors=None if self.schedule is None else self._factors(start, max(1, planned)),
             )

@@ -55,8 +55,9 @@ class DPStrategy(PrivateTrainingStrategy):
         noise_multiplier_schedule: factors on ``noise_multiplier`` (given or calibrated) that depend on the step alone, such as
             :class:`~lightning_dp.accounting.LinearSchedule`; every step is charged with the noise that it has.
         max_grad_norm_schedule: the same for ``max_grad_norm``. The noise, which is a multiple of it, moves along.
-        sampling: ``"poisson"``; ``"truncated_poisson"``, which cuts draws at ``max_batch_size``; or ``"shuffle"`` for
-            shuffled batches accounted without amplification (a much larger eps).
+        sampling: ``"poisson"``; ``"truncated_poisson"``, which cuts draws at ``max_batch_size``; ``"balls_in_bins"``, in
+            which every pass sees each unit once, in a step drawn for it alone (amplified by ``accountant="pld"`` only); or
+            ``"shuffle"`` for shuffled batches accounted without amplification (a much larger eps).
         clipping: ``"flat"``, ``"per_layer"``, ``"automatic"``, or ``"adaptive"`` for a bound that starts at ``max_grad_norm``
             and follows a quantile of the gradient norms; :class:`~lightning_dp.gradients.AdaptiveClipping` sets which.
         max_batch_size: the most units in a step over all ranks, for ``sampling="truncated_poisson"``: a hard bound on

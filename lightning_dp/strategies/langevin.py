@@ -89,7 +89,7 @@ class LangevinStrategy(PrivateTrainingStrategy):
         output_module: name of the part of the module that returns them, where its steps call that part (``"net"`` for
             ``self.net(x)``) and not the module; it must hold everything that is trained.
         accountant: ``"pld"`` (tight), ``"rdp"`` or ``"prv"``.
-        sampling: ``"poisson"``, or ``"shuffle"``, accounted without amplification.
+        sampling: ``"poisson"``, ``"balls_in_bins"``, or ``"shuffle"``, accounted without amplification.
         physical_batch_size: the most samples that a device holds at once.
         unit: whose each sample is, where a person owns several; n, B and the temperature then count units.
         max_rows_per_unit: the most samples of a unit in one step.

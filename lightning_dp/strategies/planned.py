@@ -15,6 +15,7 @@ from lightning_dp.errors import PrivacyConfigError, PrivacyError, PrivacyWarning
 from lightning_dp.gradients import AdaptiveThreshold, Clipping, GradientEngine, LossReduction, RowMemory, UnitMap
 from lightning_dp.gradients.memory import Memory
 from lightning_dp.sampling import (
+    BallsInBinsSampler,
     LogicalSampler,
     PoissonSampler,
     PrivacyUnit,
@@ -45,7 +46,7 @@ class PlannedStrategy(ProcessStrategy):
         mechanism: its name in reports.
         budget: eps or noise, and the ledger.
         clipping: the bound on each sample's gradient, and with it the noise's scale.
-        sampling: ``"poisson"``, ``"truncated_poisson"`` or ``"shuffle"``.
+        sampling: ``"poisson"``, ``"truncated_poisson"``, ``"balls_in_bins"`` or ``"shuffle"``.
         physical_batch_size: the most samples that a device holds at once; a unit with more is held alone.
         loss_reduction: whether ``training_step`` returns a mean or a sum.
         memory_limit: bytes that the engine may hold beyond its records; see
@@ -151,6 +152,7 @@ class PlannedStrategy(ProcessStrategy):
             clipping=self._bound.name,
             sampling=self._sampling,
             sample_rate=self._sampler.sample_rate,
+            bins=self._sampler.event(1.0).bins,
             expected_batch_size=self._sampler.expected_batch_size,
             dataset_size=self._sampler.dataset_size,
             accountant=self._budget.accountant,
@@ -239,8 +241,9 @@ class PlannedStrategy(ProcessStrategy):
             )
         if self._max_batch_size is not None:
             return TruncatedPoissonSampler(n, min(batch_size, n), self._key, self._max_batch_size)
-        kind = PoissonSampler if self._sampling == "poisson" else ShuffleSampler
-        return kind(n, min(batch_size, n), self._key)
+        kinds: dict[Sampling, Callable[[int, int, bytes], LogicalSampler]]
+        kinds = {"poisson": PoissonSampler, "balls_in_bins": BallsInBinsSampler, "shuffle": ShuffleSampler}
+        return kinds[self._sampling](n, min(batch_size, n), self._key)
 
     def _settle(self) -> None:
         if self._settled or self._lightning_module is None or not self._trainer.training:
