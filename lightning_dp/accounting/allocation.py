@@ -1,9 +1,9 @@
 """The privacy profile of one pass over balls-in-bins batches, from above and in both directions.
 
 Each unit falls into one of t steps of a pass, uniformly and independently. Without the unit the noise of the steps is
-z ~ N(0, sigma^2 I_t); with it, z has moved by one coordinate vector e_i, i uniform (Chua et al. 2024, arXiv 2412.16802,
-prove this pair dominating; so does a rotation of each step's noise onto its first axis, adaptively). The likelihood ratio
-of the second to the first is a mean of independent log-normals,
+z ~ N(0, sigma^2 I_t); with it, z has moved by one coordinate vector e_i, i uniform. This pair dominates the pass (Chua et
+al. 2024, arXiv 2412.16802; a proof is in :class:`~lightning_dp.sampling.BallsInBinsSampler`). The likelihood ratio of the
+second to the first is a mean of independent log-normals,
 
     A = (1/t) sum_i X_i,    X_i = exp(z_i / sigma^2 - 1 / (2 sigma^2)),    E X_i = 1,
 
@@ -15,11 +15,12 @@ and both profiles are means of convex functions of it:
 So whatever is larger than A in the *convex order* gives an upper bound in both directions at once. Moving a mass onto the
 two neighbouring points of a grid such that its mean stays is larger in that order, sums of independent variables respect
 it, and so the law of the sum may be put on a grid after every addition: no sampling, no tails that are guessed, and errors
-of second order in the grid's step. On a geometric grid x_j = e^(j h) the sum x_i + x_(i-d) = x_i (1 + e^(-d h)) lies
-equally far between the same two points for every i, so that an addition is one product of slices for each d.
+of second order in the grid's step. On a geometric grid x_j = e^(j h) the mean of two means of k and l terms,
+(k x_i + l x_(i-d)) / (k + l), is x_i times a number that depends on d alone: it lies equally far between the same two
+neighbours of every i, so that an addition is one product of slices for each d.
 
-All masses are sums of products of positive numbers: rounding is relative, and is allowed for in :meth:`Mean.removing`
-and :meth:`Mean.adding`.
+What a grid leaves out at its ends, 1e-20 of mass at a time, is added to both divergences. All masses are sums of products
+of positive numbers: rounding is relative, and :meth:`Mean.removing` and :meth:`Mean.adding` allow for it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ __all__ = ("LEAST_SIGMA", "BallsInBins", "Mean", "mean_of_ratios")
 
 Vector = npt.NDArray[np.float64]
 
-#: Below, amplification is next to nothing (eps of a pass exceeds 12) and its grids are large: callers count none.
+#: Less noise protects nobody, and its grids are large: callers count no amplification.
 LEAST_SIGMA = 0.2
 _MOST_SIGMA = 1e4
 _MOST_BINS = 1 << 16
@@ -53,19 +54,17 @@ _SLACK, _SLACK_A_BIN, _SHIFT = 1e-10, 1e-13, 1e-12
 
 @dataclass(frozen=True)
 class Mean:
-    """The law of a sum of likelihood ratios over their number, on {0} and a geometric grid; larger in the convex order.
+    """The law of a mean of likelihood ratios on a geometric grid; larger in the convex order, but for what is beyond.
 
     Attributes:
         losses: log of the mean at each point, increasing, (m,).
         masses: chances of the points without the unit, (m,).
-        at_zero: chance of 0.
-        beyond: at most this much chance, with the unit and without it together, is on no point.
+        beyond: at most this much chance, with the unit and without it together, is on no point: it counts as lost.
         slack: relative rounding of the masses.
     """
 
     losses: Vector
     masses: Vector
-    at_zero: float
     beyond: float
     slack: float
 
@@ -86,14 +85,14 @@ class Mean:
         """E max(0, 1 - e^eps A) at every eps of shape (n,), rounded up."""
         low = -(eps - _SHIFT)  # e^eps max(0, e^low - A)
         values = np.exp(self.losses)
-        below = self.at_zero + np.cumsum(self.masses)  # mass at and below each point
-        at_points = self.at_zero * values[0] + np.append(0.0, np.cumsum(np.diff(values) * below[:-1]))
+        below = np.cumsum(self.masses)  # mass at and below each point
+        at_points = np.append(0.0, np.cumsum(np.diff(values) * below[:-1]))
         point = np.searchsorted(self.losses, low, side="right") - 1  # the last at or below low
         inside = np.maximum(point, 0)
         scaled = (
             np.exp(np.minimum(-low, 700.0)) * at_points[inside] - np.expm1(self.losses[inside] - low) * below[inside]
         )
-        delta = np.where(point >= 0, scaled, self.at_zero)
+        delta = np.where(point >= 0, scaled, 0.0)
         return np.clip(delta * (1.0 + self.slack) + self.beyond, 0.0, 1.0)
 
 
@@ -148,22 +147,21 @@ class BallsInBins:
 @lru_cache(maxsize=64)
 def mean_of_ratios(sigma: float, bins: int) -> Mean:
     """The law of A for noise multiplier ``sigma`` in [0.2, 1e4] and ``bins`` >= 1 steps a pass."""
-    known: dict[int, _Sum] = {}
+    known: dict[int, _Grid] = {}
 
-    def total(terms: int) -> _Sum:
+    def mean(terms: int) -> _Grid:
         if terms not in known:
-            known[terms] = (
-                _ratio(sigma, _step(sigma, 1)) if terms == 1 else _add(total(terms - terms // 2), total(terms // 2))
-            )
+            half = terms // 2
+            known[terms] = _ratio(sigma, _step(sigma, 1)) if half == 0 else _joined(mean(terms - half), mean(half))
         return known[terms].refined(_step(sigma, terms))
 
-    found = total(bins)
-    losses: Vector = (found.first + np.arange(len(found.masses), dtype=np.float64)) * found.step - math.log(bins)
-    return Mean(losses, found.masses, found.at_zero, found.beyond, _SLACK + _SLACK_A_BIN * bins)
+    found = mean(bins)
+    losses: Vector = (found.first + np.arange(len(found.masses), dtype=np.float64)) * found.step
+    return Mean(losses, found.masses, found.beyond, _SLACK + _SLACK_A_BIN * bins)
 
 
 def _step(sigma: float, terms: int) -> float:
-    """The grid's step for a sum of ``terms`` ratios: a power of two, so that grids are parts of finer ones."""
+    """The grid's step for a mean of ``terms`` ratios: a power of two, so that grids are parts of finer ones."""
     spread = math.sqrt(math.expm1(sigma**-2) / terms)
     # Log-normals of much spread have long tails: what they need more points for is not worth them.
     width = 2.0 * _CUT / sigma + sigma**-2
@@ -172,27 +170,32 @@ def _step(sigma: float, terms: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Sum:
-    """A sum of ``terms`` ratios: mass ``masses[k]`` at e^((first + k) step), and some at zero."""
+class _Grid:
+    """A mean of ``terms`` ratios under way: mass ``masses[k]`` at e^((first + k) step)."""
 
     terms: int
     step: float
     first: int
     masses: Vector
-    at_zero: float
     beyond: float
 
-    def refined(self, step: float) -> _Sum:
+    def refined(self, step: float) -> _Grid:
         """The same on a finer grid, of which this one's points are some."""
         times = round(self.step / step)
         if times <= 1:
             return self
         masses = np.zeros((len(self.masses) - 1) * times + 1)
         masses[::times] = self.masses
-        return _Sum(self.terms, step, self.first * times, masses, self.at_zero, self.beyond)
+        return _Grid(self.terms, step, self.first * times, masses, self.beyond)
+
+    def over(self, first: int, size: int) -> Vector:
+        """Masses at ``size`` points from ``first`` on, which hold all there is."""
+        masses = np.zeros(size)
+        masses[self.first - first :][: len(self.masses)] = self.masses
+        return masses
 
 
-def _ratio(sigma: float, step: float) -> _Sum:
+def _ratio(sigma: float, step: float) -> _Grid:
     """One log-normal: each cell's mass goes to its two ends such that the cell's mean stays."""
     middle = 0.5 * sigma**-2  # of log X: -middle without the unit, +middle with it, standard deviation 1 / sigma
     first = math.floor((-middle - _CUT / sigma) / step)
@@ -203,10 +206,8 @@ def _ratio(sigma: float, step: float) -> _Sum:
     # Of a cell [x, x e^h] with mass m and m E X = n, the upper end gets (n / x - m) / (e^h - 1).
     upper = np.clip((with_unit * np.exp(-logs[:-1]) - without) / math.expm1(step), 0.0, without)
     masses = np.append(without - upper, 0.0) + np.append(0.0, upper)
-    # What lies below the first point goes to zero, which is right for adding a unit; for removing one its mean is missing,
-    # which is no more than its mass, as is what lies above the last, with the unit and without it.
-    cut = float(ndtr(-_CUT))
-    return _Sum(1, step, first, masses, cut, 3.0 * cut)
+    # Below the first point lies less with the unit than without it, above the last one the reverse.
+    return _Grid(1, step, first, masses, 4.0 * float(ndtr(-_CUT)))
 
 
 def _normal_cells(z: Vector) -> Vector:
@@ -215,39 +216,62 @@ def _normal_cells(z: Vector) -> Vector:
     return cells
 
 
-def _add(one: _Sum, other: _Sum) -> _Sum:
-    """The sum of two independent sums, on the finer of their grids."""
+def _joined(one: _Grid, other: _Grid) -> _Grid:
+    """The mean of all terms of two independent means, on the finer of their grids."""
     step = min(one.step, other.step)
     one, other = one.refined(step), other.refined(step)
+    terms = one.terms + other.terms
     first = min(one.first, other.first)
     size = max(one.first + len(one.masses), other.first + len(other.masses)) - first
-    p, q = np.zeros(size), np.zeros(size)
-    p[one.first - first :][: len(one.masses)] = one.masses
-    q[other.first - first :][: len(other.masses)] = other.masses
-
-    reach = math.ceil(math.log(2.0) / step) + 2
-    out = np.zeros(size + reach)
-    # From some distance on, the smaller summand moves the larger by less than one step of the grid.
-    near = min(size, math.ceil(-math.log(math.expm1(step)) / step) + 1)
-    for d in range(near):
-        pairs = p * q if d == 0 else p[d:] * q[:-d] + q[d:] * p[:-d]
-        shift = math.log1p(math.exp(-d * step)) / step
-        whole = min(math.floor(shift), reach - 2)
-        up = math.expm1((shift - whole) * step) / math.expm1(step) * pairs
-        out[d + whole : d + whole + len(pairs)] += pairs - up
-        out[d + whole + 1 : d + whole + 1 + len(pairs)] += up
-    if near < size:
-        for larger, smaller in ((p, q), (q, p)):
-            all_smaller = larger[near:] * np.cumsum(smaller)[:-near]
-            moved = larger[near:] * _decayed(smaller, step)[:-near] * math.exp(-near * step)
-            up = np.minimum(moved / math.expm1(step), all_smaller)
-            out[near:size] += all_smaller - up
-            out[near + 1 : size + 1] += up
-    out[:size] += one.at_zero * q + other.at_zero * p
-    terms = one.terms + other.terms
+    p, q = one.over(first, size), other.over(first, size)
+    weights = (one.terms / terms, other.terms / terms)
+    # The least mean is that of the first point beside the last, which stands in ``room`` points before the larger of them.
+    least = min(weights) + (1.0 - min(weights)) * math.exp(-size * step)
+    room = math.ceil(-math.log(least) / step) + 1
+    out = np.zeros(size + room + 1)
+    _pair(out, room, p * q, 1.0, step)
+    if one.terms == other.terms:  # both orders at once
+        _pairs(out, room, [(p, q), (q, p)], 0.5, step)
+    else:
+        _pairs(out, room, [(p, q)], weights[0], step)
+        _pairs(out, room, [(q, p)], weights[1], step)
     # Where one part is beyond its grid, the other has mean 1 as everywhere: the mean of both has no more there than the part.
     beyond = one.beyond + other.beyond
-    return _trimmed(_Sum(terms, step, first, out, one.at_zero * other.at_zero, beyond))
+    return _trimmed(_Grid(terms, step, first - room, out, beyond))
+
+
+def _pair(out: Vector, at: int, masses: Vector, factor: float, step: float) -> None:
+    """Put masses that stand at consecutive points, the first of them ``at``, at ``factor`` times their values."""
+    shift = math.log(factor) / step
+    whole = math.floor(shift)
+    up = math.expm1((shift - whole) * step) / math.expm1(step)
+    begin = at + whole
+    out[begin : begin + len(masses)] += (1.0 - up) * masses
+    out[begin + 1 : begin + 1 + len(masses)] += up * masses
+
+
+def _pairs(out: Vector, at: int, ordered: list[tuple[Vector, Vector]], share: float, step: float) -> None:
+    """Add all pairs of a larger value, of weight ``share``, and a smaller one, of the other weight."""
+    size = len(ordered[0][0])
+    shift = math.log(share) / step
+    whole = math.floor(shift)
+    # From some distance on, the smaller value does not carry the mean over the next point: share (1 + r e^(-d h)) < e^(f + h)
+    margin = math.expm1((whole + 1 - shift) * step) * share / (1.0 - share)
+    near = size if margin <= 0.0 else min(size, max(1, math.ceil(-math.log(margin) / step) + 1))
+    for d in range(1, near):
+        masses = ordered[0][0][d:] * ordered[0][1][:-d]
+        for larger, smaller in ordered[1:]:
+            masses += larger[d:] * smaller[:-d]
+        _pair(out, at + d, masses, share + (1.0 - share) * math.exp(-d * step), step)
+    for larger, smaller in ordered if near < size else ():
+        masses = larger[near:] * np.cumsum(smaller)[:-near]
+        moved = larger[near:] * _decayed(smaller, step)[:-near] * math.exp(-near * step)
+        # Linear in the smaller value, within one cell: all distances at once.
+        up = math.expm1((shift - whole) * step) * masses + (1.0 - share) * math.exp(-whole * step) * moved
+        up = np.clip(up / math.expm1(step), 0.0, masses)
+        begin = at + near + whole
+        out[begin : begin + len(masses)] += masses - up
+        out[begin + 1 : begin + 1 + len(masses)] += up
 
 
 def _decayed(masses: Vector, step: float) -> Vector:
@@ -257,17 +281,10 @@ def _decayed(masses: Vector, step: float) -> Vector:
     return decayed
 
 
-def _trimmed(total: _Sum) -> _Sum:
-    """Without the ends that hold next to nothing: the lower one goes to zero and the next point, the upper one beyond."""
-    values = np.exp((total.first + np.arange(len(total.masses))) * total.step - math.log(total.terms))
-    with_unit = total.masses * values
-    top = len(values) - int(np.searchsorted(np.cumsum(with_unit[::-1]), _CUT_MASS))
-    top = max(top, 1)
-    lost = float(np.sum(with_unit[top:])) + float(np.sum(total.masses[top:]))
-    masses = total.masses[:top].copy()
-    low = min(int(np.searchsorted(np.cumsum(masses), _CUT_MASS)), top - 1)
-    # A mass at x < y goes to y with chance x / y, and else to zero.
-    share = masses[:low] * np.exp((np.arange(low) - low) * total.step)
-    masses[low] += np.sum(share)
-    at_zero = total.at_zero + float(np.sum(masses[:low] - share))
-    return _Sum(total.terms, total.step, total.first + low, masses[low:], at_zero, total.beyond + lost)
+def _trimmed(total: _Grid) -> _Grid:
+    """Without the ends that hold next to nothing, which are beyond from then on."""
+    with_unit = total.masses * np.exp((total.first + np.arange(len(total.masses))) * total.step)
+    low = int(np.searchsorted(np.cumsum(total.masses), _CUT_MASS))
+    top = len(with_unit) - int(np.searchsorted(np.cumsum(with_unit[::-1]), _CUT_MASS))
+    lost = float(sum(part.sum() for masses in (total.masses, with_unit) for part in (masses[:low], masses[top:])))
+    return _Grid(total.terms, total.step, total.first + low, total.masses[low:top], total.beyond + lost)
