@@ -194,7 +194,7 @@ def test_releases_work_without_the_callback() -> None:
 
 
 @pytest.mark.parametrize("every", [0, 3, 4, 50])
-@pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
+@pytest.mark.parametrize("sampling", ["poisson", "shuffle", "balls_in_bins"])
 def test_eps_between_two_rows_of_the_loggers_is_never_too_small(every: int, sampling: Any, tmp_path: Path) -> None:
     seen: list[tuple[float, float]] = []
 

@@ -23,6 +23,7 @@ from scipy import stats
 from lightning_dp.accounting.events import GaussianEvent
 from lightning_dp.errors import PrivacyConfigError, PrivacyError
 from lightning_dp.sampling import (
+    BallsInBinsSampler,
     LogicalSampler,
     PoissonSampler,
     ShuffleSampler,
@@ -34,7 +35,8 @@ from lightning_dp.sampling.keys import stream
 from lightning_dp.sampling.samplers import _words_of_heads
 
 FALSE_ALARM = 1e-4
-BOTH = [PoissonSampler, ShuffleSampler]
+BOTH = [PoissonSampler, ShuffleSampler, BallsInBinsSampler]
+PASSES = [ShuffleSampler, BallsInBinsSampler]
 KEY = key_from_seed(7)
 
 
@@ -170,12 +172,14 @@ def test_seeding_the_process_does_not_touch_the_draws() -> None:
 
 
 @given(n=st.integers(1, 200), data=st.data(), number=st.integers(0, 5))
-def test_shuffle_takes_each_sample_once_per_pass(n: int, data: st.DataObject, number: int) -> None:
+@pytest.mark.parametrize("kind", PASSES)
+def test_a_pass_takes_each_sample_once(kind: type[LogicalSampler], n: int, data: st.DataObject, number: int) -> None:
     b = data.draw(st.integers(1, n))
-    sampler = ShuffleSampler(n, b, KEY)
+    sampler = kind(n, b, KEY)
     first = number * sampler.steps_per_epoch
     steps = [sampler.draw(first + place) for place in range(sampler.steps_per_epoch)]
-    assert all(len(step) <= b for step in steps)
+    if kind is ShuffleSampler:
+        assert all(len(step) <= b for step in steps)
     np.testing.assert_array_equal(np.sort(np.concatenate(steps)), np.arange(n))
 
 
@@ -204,6 +208,44 @@ def test_shuffle_passes_are_uniform_and_differ() -> None:
     assert statistic.max() < stats.chi2.isf(FALSE_ALARM / 10, df=2)
 
 
+def test_balls_fall_uniformly_and_independently_of_each_other_and_of_the_pass() -> None:
+    """Steps of pairs of samples in one pass, and of one sample in two passes: chi-square against the uniform pair."""
+    n, bins, number = 5, 3, 6000
+    sampler = BallsInBinsSampler(n, 2, KEY)
+    assert sampler.steps_per_epoch == bins
+    where = np.empty((number, n), dtype=int)
+    for step in range(number * bins):
+        where[step // bins, sampler.draw(step)] = step % bins
+    pairs = [(where[:, i], where[:, j]) for i in range(n) for j in range(i)]
+    pairs += [(where[:-1, i], where[1:, i]) for i in range(n)]
+    for one, other in pairs:
+        counts = np.bincount(one * bins + other, minlength=bins * bins)
+        statistic = np.sum((counts - len(one) / 9) ** 2) / (len(one) / 9)
+        assert statistic < stats.chi2.isf(FALSE_ALARM / len(pairs), df=8)
+
+
+def test_batches_of_balls_in_bins_have_binomial_sizes() -> None:
+    """Nothing evens them out, as a fixed size would: that would tell of the absent sample."""
+    n, b, number = 40, 10, 4000
+    sampler = BallsInBinsSampler(n, b, KEY)
+    sizes = np.array([len(sampler.draw(4 * step)) for step in range(number)])  # one step of each pass
+    low, high = 4, 17  # the rest together
+    law = stats.binom(n, 0.25)
+    expected = number * np.array([law.cdf(low), *law.pmf(np.arange(low + 1, high)), law.sf(high - 1)])
+    counts = np.bincount(np.clip(sizes, low, high), minlength=high + 1)[low:]
+    statistic = np.sum((counts - expected) ** 2 / expected)
+    assert statistic < stats.chi2.isf(FALSE_ALARM, df=len(expected) - 1)
+
+
+@given(n=st.integers(2, 200), data=st.data(), step=st.integers(0, 50))
+def test_a_sample_more_moves_no_other_between_bins(n: int, data: st.DataObject, step: int) -> None:
+    b = data.draw(st.integers(1, n - 1))
+    small, large = BallsInBinsSampler(n - 1, b, KEY), BallsInBinsSampler(n, b, KEY)
+    assume(small.steps_per_epoch == large.steps_per_epoch)
+    with_it = large.draw(step)
+    np.testing.assert_array_equal(small.draw(step), with_it[with_it != n - 1])
+
+
 def test_poisson_charges_every_step() -> None:
     sampler = PoissonSampler(10, 3, KEY)
     assert all(sampler.charges(step, step - 1 if step else None) for step in range(12))
@@ -211,12 +253,17 @@ def test_poisson_charges_every_step() -> None:
     assert sampler.event(1.5) == GaussianEvent(noise_multiplier=1.5, sample_rate=0.3, sampling="poisson")
 
 
-def test_shuffle_charges_once_per_pass_and_claims_no_amplification() -> None:
-    sampler = ShuffleSampler(10, 3, KEY)  # 4 steps a pass
+@pytest.mark.parametrize("kind", PASSES)
+def test_passes_are_charged_once(kind: type[LogicalSampler]) -> None:
+    sampler = kind(10, 3, KEY)  # 4 steps a pass
     charged = [sampler.charges(step, step - 1 if step else None) for step in range(10)]
     assert charged == [True, False, False, False, True, False, False, False, True, False]
     assert [sampler.compositions(steps) for steps in (0, 1, 4, 5, 8, 9)] == [0, 1, 1, 2, 2, 3]
-    assert sampler.event(1.5) == GaussianEvent(noise_multiplier=1.5, sample_rate=1.0, sampling="shuffle")
+
+
+def test_a_shuffled_pass_claims_no_amplification_and_balls_in_bins_their_number() -> None:
+    assert ShuffleSampler(10, 3, KEY).event(1.5) == GaussianEvent(1.5, 1.0, "shuffle")
+    assert BallsInBinsSampler(10, 3, KEY).event(1.5) == GaussianEvent(1.5, 1.0, "balls_in_bins", bins=4)
 
 
 @given(n=st.integers(1, 60), data=st.data(), start=st.integers(0, 100), steps=st.integers(0, 100))

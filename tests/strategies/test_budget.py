@@ -177,7 +177,7 @@ def test_a_second_fit_goes_on_with_what_is_left() -> None:
 @pytest.mark.parametrize(
     "least", [{"min_epochs": 30}, {"min_steps": 100}, {"min_epochs": 30, "min_steps": 100}], ids=str
 )
-@pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
+@pytest.mark.parametrize("sampling", ["poisson", "shuffle", "balls_in_bins"])
 def test_a_resumed_run_stops_before_it_overshoots(
     least: dict[str, int], sampling: Any, tmp_path: Any, said: pytest.LogCaptureFixture
 ) -> None:
@@ -313,17 +313,33 @@ def test_shuffling_is_charged_once_per_pass_and_without_amplification() -> None:
     assert sum(module.sizes) == 3 * 64  # each sample once a pass
 
 
-def test_a_shuffled_run_spends_just_the_budget() -> None:
-    plugin = strategy(eps=3, sampling="shuffle")
+def test_balls_in_bins_are_charged_once_per_pass_and_amplified() -> None:
+    plugin, poisson, shuffled = strategy(sampling="balls_in_bins"), strategy(), strategy(sampling="shuffle")
+    module = Tiny()
+    for each, plug in ((module, plugin), (Tiny(), poisson), (Tiny(), shuffled)):
+        run = fit(each, plug, max_epochs=3)
+        assert run.global_step == 12
+    assert plugin.ledger.entries == (LedgerEntry(GaussianEvent(1.0, sampling="balls_in_bins", bins=4), 3),)
+    assert (plugin.settings().sample_rate, plugin.settings().bins) == (1.0, 4)
+    assert sum(module.sizes) == 3 * 64  # each sample once a pass
+    assert plugin.privacy_spent().eps < poisson.privacy_spent().eps < shuffled.privacy_spent().eps
+    assert "balls-in-bins sampling, passes of 4 steps" in str(plugin.privacy_spent())
+    assert "; 3 passes)" in str(plugin.privacy_spent())
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "balls_in_bins"])
+def test_a_run_of_passes_spends_just_the_budget(sampling: Any) -> None:
+    plugin = strategy(eps=3, sampling=sampling)
     run = fit(Tiny(), plugin, max_epochs=5)
     assert run.global_step == 20
     assert plugin.ledger.steps == 5
     assert 0.98 * 3 < plugin.privacy_spent().eps <= 3
 
 
-def test_a_pass_under_another_permutation_is_charged_again() -> None:
+@pytest.mark.parametrize("sampling", ["shuffle", "balls_in_bins"])
+def test_a_pass_under_another_draw_is_charged_again(sampling: Any) -> None:
     """Half a pass at one batch size, then on at another: a sample may come twice within 'pass 0'."""
-    module, plugin = Tiny(), strategy(sampling="shuffle")
+    module, plugin = Tiny(), strategy(sampling=sampling)
     run = fit(module, plugin, loader(64, 16), max_epochs=-1, max_steps=2)
     assert plugin.ledger.steps == 1
     run.fit_loop.epoch_loop.max_steps = 4

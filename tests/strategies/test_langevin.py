@@ -211,7 +211,7 @@ def test_the_prior_is_weight_decay() -> None:
 
 # --- the guarantee ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("budget", [{"eps": 3.0}, {"noise_multiplier": 1.0}, {"risk": MembershipRisk(0.2)}], ids=str)
-@pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
+@pytest.mark.parametrize("sampling", ["poisson", "shuffle", "balls_in_bins"])
 def test_it_costs_what_dp_sgd_costs(sampling: Any, budget: dict[str, Any]) -> None:
     """Equal noise, rate and steps: equal ledgers and equal eps, however many samples are kept."""
     plain = DPStrategy(sampling=sampling, **budget)

@@ -154,6 +154,7 @@ def test_reports_name_the_schedules(caplog: pytest.LogCaptureFixture) -> None:
     ("arguments", "fit_arguments", "message"),
     [
         ({"noise_multiplier_schedule": FALLING, "sampling": "shuffle"}, {}, "charges several steps as one"),
+        ({"noise_multiplier_schedule": FALLING, "sampling": "balls_in_bins"}, {}, "charges several steps as one"),
         ({"noise_multiplier_schedule": FALLING}, {"max_epochs": -1}, "needs a training with an end"),
         ({"max_grad_norm_schedule": FALLING}, {"max_epochs": -1}, "needs a training with an end"),
         ({"max_grad_norm_schedule": FALLING, "clipping": "adaptive"}, {}, "Choose one"),

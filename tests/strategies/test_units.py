@@ -169,7 +169,7 @@ def test_one_draw_with_and_without_a_patient_on_every_rank_and_split() -> None:
     assert seen > 0
 
 
-@pytest.mark.parametrize("sampling", ["poisson", "shuffle"])
+@pytest.mark.parametrize("sampling", ["poisson", "shuffle", "balls_in_bins"])
 def test_samples_that_are_their_own_patients_train_as_without_units(sampling: Any) -> None:
     results = []
     for unit in (None, list(range(len(OWNERS)))):
@@ -181,9 +181,10 @@ def test_samples_that_are_their_own_patients_train_as_without_units(sampling: An
     assert results[0][1:] == results[1][1:]
 
 
-def test_a_shuffled_pass_takes_every_patient_once() -> None:
+@pytest.mark.parametrize("sampling", ["shuffle", "balls_in_bins"])
+def test_a_pass_takes_every_patient_once(sampling: Any) -> None:
     run = Kept()
-    plugin = exact(unit="patient", sampling="shuffle")
+    plugin = exact(unit="patient", sampling=sampling)
     fit(run, plugin, data(Scans(), 4), max_epochs=1)
     owners = [owner_of(x) for x, _ in run.batches]
     assert sorted(o for step in owners for o in set(step)) == list(range(10))
