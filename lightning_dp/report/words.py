@@ -170,7 +170,7 @@ def assumptions(document: Mapping[str, Any]) -> list[str]:
         "Nothing else that shaped the model was computed from the same records: initial weights, normalisation, the choice of "
         "features or of settings.",
     ]
-    if "poisson" in str(guarantee["sampling"]):
+    if guarantee["sampling"] not in ("shuffle", "none"):  # those claim no amplification
         found.append(
             "Which records took part in which training step is kept secret; part of the protection comes from that."
         )

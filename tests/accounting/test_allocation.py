@@ -16,12 +16,14 @@ from lightning_dp.accounting import (
     GaussianEvent,
     LedgerEntry,
     PLDAccountant,
+    PrivacyLedger,
     affordable_steps,
     calibrate_noise_multiplier,
     get_accountant,
 )
 from lightning_dp.accounting.allocation import BallsInBins, mean_of_ratios
 from lightning_dp.accounting.profile import profile_add, profile_remove
+from lightning_dp.errors import PrivacyError
 
 PLD = PLDAccountant()
 EPS = np.array([-3.0, -1.0, -0.3, -0.05, 0.0, 0.02, 0.1, 0.3, 1.0, 2.0, 4.0])
@@ -98,6 +100,15 @@ def test_moments_are_those_of_the_mean_from_above(sigma: float, bins: int) -> No
         assert exact * (1.0 - 1e-9) <= law.masses @ values**order <= exact * 1.001
 
 
+def test_what_grids_leave_out_adds_up() -> None:
+    """Every term leaves something out, and all of it counts in both directions."""
+    one, many = mean_of_ratios(1.0, 1), mean_of_ratios(1.0, 200)
+    assert 0.0 < 200 * one.beyond <= many.beyond < 1e-16
+    far = np.array([60.0])
+    assert many.removing(far)[0] == many.adding(far)[0] == many.beyond
+    assert one.losses[0] < many.losses[0] < many.losses[-1] < one.losses[-1]
+
+
 def simulated(sigma: float, bins: int, times: int, eps: float, remove: bool, draws: int) -> tuple[float, float]:
     """Divergence of ``times`` passes and its standard error, from the law of the noise itself."""
     rng = np.random.default_rng(5)
@@ -163,6 +174,20 @@ def test_passes_compose_with_steps_of_other_kinds() -> None:
     assert max(parts) < together < sum(parts)
     assert together == PLD.epsilon(mixed[::-1], 1e-5)  # in whatever order
     assert PLD.delta(mixed, together) <= 1e-5 * (1.0 + 1e-6)
+
+
+def test_a_ledger_keeps_the_bins_and_refuses_a_pass_without_them() -> None:
+    ledger = PrivacyLedger()
+    ledger.charge(passes(1.0, 30)[0].event, 3)
+    state = ledger.state_dict()
+    assert list(state["segments"].values()) == [[[1.0, 1.0, "balls_in_bins", 3, 30]]]
+    other = PrivacyLedger()
+    other.merge(state)
+    assert other.entries == ledger.entries
+    for bad in ([1.0, 1.0, "balls_in_bins", 3], [1.0, 1.0, "shuffle", 3, 30], [1.0, 1.0, "balls_in_bins", 3, 30, 0]):
+        with pytest.raises(PrivacyError, match="cannot be read"):
+            other.merge({"version": 1, "segments": {ledger.segment: [bad]}})
+    assert other.entries == ledger.entries
 
 
 def test_noise_is_calibrated_to_passes() -> None:

@@ -23,6 +23,14 @@ from lightning_dp.errors import PrivacyConfigError
         (1.0, float("nan")),
         (1.0, 0.5, "uniform"),
         (1.0, 0.5, "shuffle"),
+        (1.0, 0.5, "balls_in_bins"),
+        (1.0, 1.0, "balls_in_bins", 0.0, RELATION, 0),
+        (1.0, 1.0, "balls_in_bins", 0.0, RELATION, 2.5),
+        (1.0, 1.0, "balls_in_bins", 0.0, RELATION, True),
+        (1.0, 1.0, "balls_in_bins", 0.1, RELATION, 5),
+        (1.0, 1.0, "balls_in_bins", 0.0, "replace_one", 5),
+        (1.0, 1.0, "shuffle", 0.0, RELATION, 5),
+        (1.0, 0.5, "poisson", 0.0, RELATION, 5),
     ],
 )
 def test_impossible_events_are_refused(arguments: tuple[object, ...]) -> None:

@@ -7,6 +7,8 @@ from tests.mutants.places import BUDGET, LEDGER, STRATEGY
 
 __all__ = ("ACCOUNTING_FAULTS",)
 
+ALLOCATION = "lightning_dp/accounting/allocation.py"
+
 ACCOUNTING_FAULTS: tuple[Mutant, ...] = (
     mutant(
         "a restored ledger overwrites", LEDGER,
@@ -73,5 +75,39 @@ ACCOUNTING_FAULTS: tuple[Mutant, ...] = (
         "if self._target is None or not self._costs(step):", "if True:",
         "tests/strategies/test_budget.py::test_a_second_fit_stops_at_once_and_says_so",
         "tests/strategies/test_budget.py::test_a_resumed_run_stops_before_it_overshoots",
+    ),
+    mutant(
+        "a pass is calibrated as if nothing amplified it", "lightning_dp/accounting/calibration.py",
+        "and tail == 0.0 and bins == 1 and", "and tail == 0.0 and",
+        "tests/accounting/test_allocation.py::test_noise_is_calibrated_to_passes",
+    ),
+    mutant(
+        "masses move to the lower point of their cell", ALLOCATION,
+        "out[begin : begin + len(masses)] += (1.0 - up) * masses\n"
+        "    out[begin + 1 : begin + 1 + len(masses)] += up * masses",
+        "out[begin : begin + len(masses)] += masses",
+        "tests/accounting/test_allocation.py::test_moments_are_those_of_the_mean_from_above",
+        "tests/accounting/test_allocation.py::test_two_bins_are_bounded_from_above_and_closely",
+    ),
+    mutant(
+        "the widths of means are halved", ALLOCATION,
+        "_pairs(out, room, [(p, q), (q, p)], 0.5, step)", "_pairs(out, room, [(p, q), (q, p)], 0.75, step)",
+        "tests/accounting/test_allocation.py::test_moments_are_those_of_the_mean_from_above",
+    ),
+    mutant(
+        "what grids leave out is forgotten", ALLOCATION,
+        "beyond = one.beyond + other.beyond", "beyond = 0.0",
+        "tests/accounting/test_allocation.py::test_what_grids_leave_out_adds_up",
+    ),
+    mutant(
+        "adding is taken for removing", ALLOCATION,
+        "return self._mean.removing(eps) if remove else self._mean.adding(eps)", "return self._mean.removing(eps)",
+        "tests/accounting/test_allocation.py::test_two_bins_are_bounded_from_above_and_closely",
+        "tests/accounting/test_allocation.py::test_a_simulation_of_the_passes_agrees",
+    ),
+    mutant(
+        "passes are not composed", "lightning_dp/accounting/accountants.py",
+        "parts += [(BallsInBins(sigma, bins), times) for", "parts += [(BallsInBins(sigma, bins), 1) for",
+        "tests/accounting/test_allocation.py::test_a_simulation_of_the_passes_agrees",
     ),
 )  # fmt: skip  # fmt: skip

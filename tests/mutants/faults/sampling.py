@@ -8,6 +8,7 @@ from tests.mutants.places import LEDGER, TRAPS
 __all__ = ("SAMPLING_FAULTS",)
 
 SAMPLERS = "lightning_dp/sampling/samplers.py"
+SAMPLER_TESTS = "tests/sampling/test_samplers.py"
 BATCHES = "lightning_dp/sampling/batches.py"
 CUT_TESTS = "tests/accounting/test_truncation.py"
 UNIT_ROWS = "lightning_dp/sampling/units.py"
@@ -70,7 +71,7 @@ SAMPLING_FAULTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "the ledger forgets the tail", LEDGER,
-        "[event.tail] if event.sampling", "[0.0] if event.sampling",
+        "more = [getattr(event, name) for name in", "more = [0.0 for name in",
         f"{CUT_TESTS}::test_a_ledger_keeps_the_tail_and_refuses_a_cut_draw_without_one",
     ),
     mutant(
@@ -107,5 +108,30 @@ SAMPLING_FAULTS: tuple[Mutant, ...] = (
         "return secrets.token_bytes(_KEY_BYTES)",
         "import torch\n    return torch.initial_seed().to_bytes(_KEY_BYTES, 'big')",
         "tests/sampling/test_samplers.py::test_seeding_the_process_does_not_touch_the_draws",
+    ),
+    mutant(
+        "the event of a pass claims a bin too many", SAMPLERS,
+        "bins=self.steps_per_epoch)", "bins=self.steps_per_epoch + 1)",
+        f"{SAMPLER_TESTS}::test_a_shuffled_pass_claims_no_amplification_and_balls_in_bins_their_number",
+        "tests/strategies/test_budget.py::test_balls_in_bins_are_charged_once_per_pass_and_amplified",
+    ),
+    mutant(
+        "balls fall alike in every pass", SAMPLERS,
+        "rng = stream(self._key, _BINS_DOMAIN, number)", "rng = stream(self._key, _BINS_DOMAIN, 0)",
+        f"{SAMPLER_TESTS}::test_balls_fall_uniformly_and_independently_of_each_other_and_of_the_pass",
+    ),
+    mutant(
+        "bins are filled evenly", SAMPLERS,
+        "bins = rng.integers(0, self.steps_per_epoch, size=self._dataset_size)",
+        "bins = rng.permutation(self._dataset_size) % self.steps_per_epoch",
+        f"{SAMPLER_TESTS}::test_batches_of_balls_in_bins_have_binomial_sizes",
+        f"{SAMPLER_TESTS}::test_a_sample_more_moves_no_other_between_bins",
+    ),
+    mutant(
+        "a pass is free once it has begun under another key", SAMPLERS,
+        "return previous is None or step // self.steps_per_epoch != previous",
+        "return step // self.steps_per_epoch != (previous or step)",
+        f"{SAMPLER_TESTS}::test_the_plan_agrees_with_the_charges",
+        f"{SAMPLER_TESTS}::test_passes_are_charged_once",
     ),
 )  # fmt: skip  # fmt: skip
