@@ -39,7 +39,8 @@ class PrivacySettings:
         max_activation_norm: clipping bound C of what is released.
         releases: noisy copies of each sample.
         labels: what protects the labels, in words, where that is a question of its own.
-        bins: steps of a pass in which a unit takes part once, for balls-in-bins sampling; else 1.
+        bins: steps of a pass in which a unit takes part once, for balls-in-bins sampling; else
+            ``None``.
         labels_covered: whether eps holds for labels as well, or they are public.
     """
 
@@ -67,7 +68,7 @@ class PrivacySettings:
     labels: str | None = None
     labels_covered: bool = True
     risk: str | None = None
-    bins: int = 1
+    bins: int | None = None
 
     @property
     def budget(self) -> str | None:

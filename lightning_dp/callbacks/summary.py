@@ -32,7 +32,7 @@ def summary_text(spent: PrivacySpent, settings: PrivacySettings, releases: list[
 
 def _rate(settings: PrivacySettings) -> str:
     """How often a unit takes part."""
-    return f"q = {settings.sample_rate:.4g}" if settings.bins == 1 else f"1 step of {settings.bins} a pass"
+    return f"q = {settings.sample_rate:.4g}" if settings.bins is None else f"1 step of {settings.bins} a pass"
 
 
 def _steps(spent: PrivacySpent, settings: PrivacySettings) -> Rows:

@@ -152,7 +152,7 @@ class PlannedStrategy(ProcessStrategy):
             clipping=self._bound.name,
             sampling=self._sampling,
             sample_rate=self._sampler.sample_rate,
-            bins=self._sampler.event(1.0).bins,
+            bins=self._sampler.event(1.0).bins if self._sampling == "balls_in_bins" else None,
             expected_batch_size=self._sampler.expected_batch_size,
             dataset_size=self._sampler.dataset_size,
             accountant=self._budget.accountant,
