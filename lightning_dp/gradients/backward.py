@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_dp.errors import PrivacyError
+from lightning_dp.gradients.bare import tensors_in
 from lightning_dp.gradients.contributions import Contribution, joint_squared_norms
 from lightning_dp.gradients.generic import generic_rule, mixed_call_rule
 from lightning_dp.gradients.memory import Memory
@@ -141,10 +143,20 @@ class BackwardPass:
         if record.mixed is not None:
             present = next(g for g in record.grads if g is not None)
             with self.taps.paused():
-                return mixed_call_rule(record.mixed, parameters, record.outputs[0], present, units, record.name)
-        rule = whole_batch_rule if self.units.kinds else generic_rule
+                carried = self._with_rows(record, (record.mixed.args, record.mixed.kwargs))
+                return mixed_call_rule(
+                    record.mixed, parameters, record.outputs[0], present, carried, units, record.name
+                )
+        inputs, outputs, grads = record.inputs, record.outputs, record.grads
         with self.taps.paused(), torch.enable_grad():
-            return rule(record.module, parameters, record.inputs, record.outputs, record.grads, units, record.name)
+            if self.units.kinds:
+                return whole_batch_rule(record.module, parameters, inputs, outputs, grads, units, record.name)
+            carried = self._with_rows(record, inputs)
+            return generic_rule(record.module, parameters, inputs, outputs, grads, carried, units, record.name)
+
+    def _with_rows(self, record: Record, inputs: Any) -> list[Tensor]:
+        rows = record.outputs[0].shape[0] if record.outputs[0].dim() else 0
+        return self.taps.row_memory.with_rows(record.name, record.call, tensors_in(inputs), rows)
 
     def _units_of(self, record: Record) -> UnitMap | None:
         """The map of the one kind of rows that a layer saw, or ``None`` if it saw no rows."""

@@ -34,6 +34,7 @@ def generic_rule(
     inputs: Any,
     outputs: tuple[Tensor, ...],
     grads: tuple[Tensor | None, ...],
+    carried: Sequence[Tensor],
     units: UnitMap,
     name: str,
 ) -> dict[str, Contribution]:
@@ -42,10 +43,10 @@ def generic_rule(
     Args:
         module: the module that was called.
         parameters: the module's trainable parameters by their names in the module, detached.
-        inputs: the recorded ``(args, kwargs)``; tensors with as many rows as the output are split by unit, all
-            others are shared.
+        inputs: the recorded ``(args, kwargs)``.
         outputs: the recorded output tensors ``(R, ...)``.
         grads: their gradients, ``None`` where none arrived.
+        carried: those tensors of the inputs that are split by unit; all others are shared.
         units: which rows belong to which unit.
         name: the module's path, for messages.
 
@@ -53,7 +54,7 @@ def generic_rule(
         PrivacyError: if repeating the call does not reproduce the recorded output.
     """
     with attributes_kept(module):
-        return _per_unit(repeated_module(module), parameters, inputs, outputs, grads, units, name)
+        return _per_unit(repeated_module(module), parameters, inputs, outputs, grads, carried, units, name)
 
 
 def repeated_module(module: nn.Module) -> Repeat:
@@ -78,7 +79,13 @@ def repeated_call(call: MixedCall, rows: int, fold: int) -> Repeat:
 
 
 def mixed_call_rule(
-    call: MixedCall, parameters: Mapping[str, Tensor], output: Tensor, grad: Tensor, units: UnitMap, name: str
+    call: MixedCall,
+    parameters: Mapping[str, Tensor],
+    output: Tensor,
+    grad: Tensor,
+    carried: Sequence[Tensor],
+    units: UnitMap,
+    name: str,
 ) -> dict[str, Contribution]:
     """Per-unit gradients of bare parameters at the one function call that mixed them with the batch."""
     if output.dim() == 0:
@@ -89,7 +96,14 @@ def mixed_call_rule(
     rows, fold = output.shape[0], units.by_unit(output.detach(), name).shape[1]
     needed = {source: parameters[source] for source in call.sources()}
     return _per_unit(
-        repeated_call(call, rows, fold), needed, (call.args, dict(call.kwargs)), (output,), (grad,), units, name
+        repeated_call(call, rows, fold),
+        needed,
+        (call.args, dict(call.kwargs)),
+        (output,),
+        (grad,),
+        carried,
+        units,
+        name,
     )
 
 
@@ -99,6 +113,7 @@ def _per_unit(
     inputs: Any,
     outputs: tuple[Tensor, ...],
     grads: tuple[Tensor | None, ...],
+    carried: Sequence[Tensor],
     units: UnitMap,
     name: str,
 ) -> dict[str, Contribution]:
@@ -108,8 +123,6 @@ def _per_unit(
             f"{name} returns a single number for the whole batch, so no gradient per privacy unit exists. Let it "
             "return one value for each sample and take the mean outside, or freeze its parameters."
         )
-    rows = outputs[0].shape[0] if outputs[0].dim() else 0
-    carried = list({id(t): t for t in tensors_in(inputs) if t.dim() > 0 and t.shape[0] == rows}.values())
     try:
         gradients, results = _vectorised(repeat, parameters, inputs, carried, grads, used, units, name)
     except PrivacyError:

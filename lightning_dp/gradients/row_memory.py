@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
 from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients.units import MAIN, UnitMap
@@ -37,6 +38,7 @@ class RowMemory:
     def __init__(self) -> None:
         self._readings: dict[Call, frozenset[Reading]] = {}
         self._shared: set[Call] = set()
+        self._with_rows: dict[tuple[Call, int], frozenset[int]] = {}
         self.borrowed: dict[str, int] = {}
         """Parameters that leaked, and how many modules around their owner are followed for reading them themselves."""
 
@@ -95,6 +97,18 @@ class RowMemory:
                 self._shared.add((name, call))
                 self._readings.pop((name, call), None)
         return (name, call) in self._shared
+
+    def with_rows(self, name: str, call: int, inputs: Iterable[Tensor], num_rows: int) -> list[Tensor]:
+        """Those of a call's input tensors that hold its rows, so that each unit gets its own part: the others are shared.
+
+        They have as many rows as the output, in this batch and in all before. A mask over positions or a matrix that the
+        whole batch shares has as many in the batches alone that happen to be so large, and is not to stop these.
+        """
+        tensors = list(inputs)
+        found = frozenset(i for i, t in enumerate(tensors) if t.dim() > 0 and t.shape[0] == num_rows)
+        key = ((name, call), len(tensors))
+        self._with_rows[key] = found & self._with_rows.get(key, found)
+        return list({id(tensors[i]): tensors[i] for i in sorted(self._with_rows[key])}.values())
 
     def refuse_unknown(self, name: str, call: int, num_rows: int, units: UnitMap) -> None:
         """Refuses rows that may be several for each unit, or shared by all, while nothing before told which.

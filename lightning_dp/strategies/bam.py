@@ -33,6 +33,7 @@ from lightning_dp.gradients import (
 )
 from lightning_dp.gradients.taps import uncompiled
 from lightning_dp.sampling import PrivacyUnit, UnitIds
+from lightning_dp.strategies.argument_names import named_arguments
 from lightning_dp.strategies.ascentcheck import AscentChecks, refuse_changed, versions
 from lightning_dp.strategies.base import PrivateTrainingStrategy
 from lightning_dp.strategies.budget import Budget
@@ -117,6 +118,7 @@ class BAMStrategy(PrivateTrainingStrategy):
         >>> trainer = Trainer(strategy=BAMStrategy(eps=8), max_epochs=10, logger=False, accelerator="cpu", devices=1)
     """
 
+    @named_arguments
     def __init__(
         self,
         eps: float | None = None,

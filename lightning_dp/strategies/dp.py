@@ -17,6 +17,7 @@ from lightning_dp.accounting.events import Sampling
 from lightning_dp.errors import PrivacyConfigError
 from lightning_dp.gradients import AdaptiveClipping, AdaptiveThreshold, Clipping, ClippingName, LossReduction, UnitMap
 from lightning_dp.sampling import PrivacyUnit, UnitIds
+from lightning_dp.strategies.argument_names import named_arguments
 from lightning_dp.strategies.base import PrivateTrainingStrategy
 from lightning_dp.strategies.budget import Budget
 from lightning_dp.strategies.processes import Processes, StartMethod
@@ -102,6 +103,7 @@ class DPStrategy(PrivateTrainingStrategy):
         >>> trainer = Trainer(strategy=DPStrategy(eps=8), max_epochs=10, logger=False, accelerator="cpu", devices=1)
     """
 
+    @named_arguments
     def __init__(
         self,
         eps: float | None = None,

@@ -34,6 +34,7 @@ from lightning_dp.posterior import (
     posterior_forward,
 )
 from lightning_dp.sampling import LogicalSampler, PrivacyUnit, UnitIds
+from lightning_dp.strategies.argument_names import named_arguments
 from lightning_dp.strategies.base import CHECKPOINT_KEY, PrivateTrainingStrategy
 from lightning_dp.strategies.budget import Budget
 from lightning_dp.strategies.messages import chain, kept_samples
@@ -118,6 +119,7 @@ class LangevinStrategy(PrivateTrainingStrategy):
         >>> trainer = Trainer(strategy=plugin, max_epochs=10, logger=False, accelerator="cpu", devices=1)
     """
 
+    @named_arguments
     def __init__(
         self,
         eps: float | None = None,

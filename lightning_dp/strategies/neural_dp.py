@@ -14,6 +14,7 @@ from lightning.pytorch.plugins import Precision
 from lightning_dp.accounting import PrivacyLedger, Relation
 from lightning_dp.accounting.accountants import AccountantName
 from lightning_dp.errors import PrivacyConfigError
+from lightning_dp.strategies.argument_names import named_arguments
 from lightning_dp.strategies.neural.arguments import answer_of, check_sizes
 from lightning_dp.strategies.neural.batches import BatchLayout
 from lightning_dp.strategies.neural.budget import ReleaseBudget, upstream_state
@@ -92,6 +93,7 @@ class NeuralDPStrategy(ReleaseTraining):
         >>> trainer = Trainer(strategy=strategy, max_epochs=10, logger=False, accelerator="cpu", devices=1)
     """
 
+    @named_arguments
     def __init__(
         self,
         eps: float | None = None,

@@ -155,9 +155,82 @@ class BareTable(Network):
         return self.table[torch.arange(x.shape[1])] * torch.linspace(0, 1, x.shape[1]).unsqueeze(1)
 
 
+class WithoutInputs(Network):
+    """Relative positions as Hugging Face's Swin and BEiT have them: a module that is called with sizes, or with nothing."""
+
+    class Bias(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(2 * LENGTH - 1, WIDTH))
+
+        def forward(self, length: int) -> Tensor:
+            t = torch.arange(length)
+            return self.table[(t[:, None] - t + length - 1).flatten()].view(1, length, length, WIDTH).mean(2)
+
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.queries = nn.Parameter(torch.randn(1, LENGTH, WIDTH))
+
+        def forward(self) -> Tensor:
+            return torch.tanh(self.queries)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias, self.queries = self.Bias(), self.Queries()
+
+    def shared(self, x: Tensor) -> Tensor:
+        return self.bias(x.shape[1]) + self.queries()
+
+
+class MaskedPositions(Network):
+    """A mask over positions, made anew in every pass, where a parameter meets the samples: a row for each of six samples?"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(WIDTH))
+
+    def shared(self, x: Tensor) -> Tensor:
+        return torch.where((torch.arange(x.shape[1]) > 1)[:, None], self.token, torch.tanh(x))
+
+
+class GivenAMatrix(Network):
+    """A leaf without a rule that gets a matrix for the whole batch beside the samples, computed or a parameter."""
+
+    class Leaf(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.randn(WIDTH))
+
+        def forward(self, x: Tensor, mix: Tensor) -> Tensor:
+            return torch.tanh(mix @ (x * self.scale))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaf, self.again, self.mix = self.Leaf(), self.Leaf(), nn.Parameter(torch.randn(LENGTH, LENGTH))
+        self.mix.requires_grad_(False)
+
+    def shared(self, x: Tensor) -> Tensor:
+        return self.leaf(x, torch.tril(torch.ones(LENGTH, LENGTH))) + self.again(x, self.mix)
+
+
+class NormalisedWeight(Network):
+    """Its weight is computed from frozen parameters and has a row for each of six samples; its bias is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, LENGTH))
+        for name, parameter in self.wide.named_parameters():
+            parameter.requires_grad_(name == "bias")
+
+    def shared(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.wide(x))[..., :WIDTH]
+
+
 NETWORKS: list[Callable[[], Network]] = [
     OneRow, NoBatchAxis, FirstRowOnly, Expanded, RelativeBias, OffsetNetwork, Normalised, Twice, InsideABlock,
-    MaskedByData, BareTable,
+    MaskedByData, BareTable, WithoutInputs, MaskedPositions,
+    GivenAMatrix, NormalisedWeight,
 ]  # fmt: skip
 
 
@@ -183,6 +256,27 @@ def test_matches_the_loop_at_every_batch_size(kind: Callable[[], Network]) -> No
         bound = float(torch.tensor([torch.cat([g.flatten() for g in unit]).norm() for unit in gradients]).median())
         truth = clipped_sum(gradients, bound, "flat", layer_numbers(module))
         assert relative_error(engine_sum(module, x, y, bound, rows), truth) < 5e-5, size
+
+
+def test_a_layer_that_centres_the_batch_is_refused_at_every_batch_size() -> None:
+    """Its input has a row for each sample in every batch, so that it is never taken for shared."""
+
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.randn(WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - x.mean(0)) * self.scale
+
+    module, rows = Centred(), RowMemory()
+    for size in (1, 4, 6):
+        x, y = torch.randn(size, LENGTH, WIDTH), torch.linspace(-1, 1, size)
+        if size == 1:
+            engine_sum(module, x, y, 1.0, rows)
+            continue
+        with pytest.raises(PrivacyError, match="couples the samples"):
+            engine_sum(module, x, y, 1.0, rows)
 
 
 def test_a_unit_weighs_the_same_whatever_is_beside_it() -> None:

@@ -133,8 +133,9 @@ class Shift:
         rows = result.shape[0]
         repeat = repeated_call(call, rows, units.by_unit(result.detach(), name).shape[1])
         with self._arithmetic(), self._paused():
+            carried = self.row_memory.with_rows(name, number, tensors_in((call.args, call.kwargs)), rows)
             (moved,) = by_units(
-                repeat, self._values(parameters), (call.args, dict(call.kwargs)), (result,), units, name
+                repeat, self._values(parameters), (call.args, dict(call.kwargs)), (result,), carried, units, name
             )
         return moved
 
@@ -155,15 +156,16 @@ class Shift:
             if isinstance(module, nn.RNNBase):
                 return recurrence_by_units(module, values, inputs, outputs, units, call.name)
             repeat = repeated_module(module)
+            carried = self.row_memory.with_rows(call.name, call.number, tensors_in(inputs), outputs[0].shape[0])
             if call.rule is not None:
                 # Its own rule may know an axis that this reading of the inputs does not: see that it comes out the same.
                 own = {name: p.detach().expand(units.num_units, *p.shape) for name, p in call.trainable.items()}
                 with torch.no_grad():
-                    again = by_units(repeat, own, inputs, outputs, units, call.name)
+                    again = by_units(repeat, own, inputs, outputs, carried, units, call.name)
                 pairs = zip(again, outputs, strict=True)
                 if not all(_same(a, b.detach(), units, call.name) for a, b in pairs):
                     raise PrivacyError(_not_covered(call.name, "one unit alone does not reproduce its output"))
-            return by_units(repeat, values, inputs, outputs, units, call.name)
+            return by_units(repeat, values, inputs, outputs, carried, units, call.name)
 
     def _values(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Leaf tensors ``(U, *shape)`` with each unit's own values."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_dp.errors import PrivacyError
-from lightning_dp.gradients.bare import map_tensors, tensors_in
+from lightning_dp.gradients.bare import map_tensors
 from lightning_dp.gradients.generic import Repeat, repeated_module
 from lightning_dp.gradients.units import UnitMap
 
@@ -23,6 +23,7 @@ def by_units(
     values: Mapping[str, Tensor],
     inputs: Any,
     outputs: Sequence[Tensor],
+    carried: Sequence[Tensor],
     units: UnitMap,
     name: str,
 ) -> list[Tensor]:
@@ -31,17 +32,16 @@ def by_units(
     Args:
         repeat: the call as a function of one unit's parameters and inputs.
         values: the parameters by name.
-        inputs: the recorded inputs; tensors with as many rows as the output are split by unit, all others are shared, as
-            in the generic rule, which has seen in the first pass that this reproduces the output.
+        inputs: the recorded inputs.
         outputs: what the call returned; one of another shape than ``repeat``'s is kept as it is.
+        carried: those tensors of the inputs that are split by unit; all others are shared, as in the generic rule, which has
+            seen in the first pass that this reproduces the output.
         units: which rows belong to which unit.
         name: for messages.
 
     Raises:
         PrivacyError: if the call cannot be run for one unit alone.
     """
-    rows = outputs[0].shape[0]
-    carried = list({id(t): t for t in tensors_in(inputs) if t.dim() > 0 and t.shape[0] == rows}.values())
     position = {id(t): i for i, t in enumerate(carried)}
     split = [units.by_unit(t, name, repeat=True) for t in carried]
     dtype = next(iter(values.values())).dtype

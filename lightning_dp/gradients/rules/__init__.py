@@ -15,6 +15,7 @@ from lightning_dp.gradients.rules import (  # noqa: F401  (importing registers t
     conv_transpose,
     linear,
     norm,
+    opacus_bias,
     prelu,
     recurrent,
     standardised,

@@ -13,6 +13,7 @@ __all__ = ("bilinear_rule",)
 @register_rule(nn.Bilinear)
 def bilinear_rule(call: LayerCall) -> dict[str, Contribution]:
     """``y_k = x1^T W_k x2 + b_k``: a linear layer on the products of the two inputs' features."""
+    call.refuse_without_batch(call.grad.dim() > 1)
     arguments = call.arguments()
     left, right = (
         call.units.by_unit(arguments[key].to(call.dtype), call.name).flatten(1, -2) for key in ("input1", "input2")

@@ -287,6 +287,7 @@ def conv_rule(call: LayerCall) -> dict[str, Contribution]:
     """A convolution is a linear layer over patches, one position for each output element."""
     module, units, grad = call.module, call.units, call.grad
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    call.refuse_without_batch(grad.dim() == len(module.kernel_size) + 2)
     found: dict[str, Contribution] = {}
     if "weight" in call.trainable:
         geometry = ConvGeometry(module)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients.contributions import Contribution, PerUnit
 from lightning_dp.gradients.rules.conv import ConvGeometry, ConvWeight
 from lightning_dp.gradients.rules.registry import LayerCall, register_rule
@@ -44,11 +43,7 @@ def conv_transpose_rule(call: LayerCall) -> dict[str, Contribution]:
     """A convolution's rule with input and output gradient exchanged; the bias as in a convolution."""
     module, units, x, grad = call.module, call.units, call.x, call.grad
     assert isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-    if x.dim() != len(module.kernel_size) + 2:
-        raise PrivacyError(
-            f"{call.name} was called without a batch axis, so its rows cannot be assigned to units. Call it with "
-            "(batch, channels, ...) tensors."
-        )
+    call.refuse_without_batch(x.dim() == len(module.kernel_size) + 2)
     found: dict[str, Contribution] = {}
     if "weight" in call.trainable:
         geometry = TransposedGeometry(module, tuple(x.shape[2:]))

@@ -13,6 +13,7 @@ __all__ = ("embedding_rule", "linear_rule", "transposed_linear_rule")
 @register_rule(nn.Linear, "torch_geometric.nn.dense.linear.Linear", complex_too=True)
 def linear_rule(call: LayerCall) -> dict[str, Contribution]:
     """``y = x W^T + b`` on inputs of any rank: every axis between the first and the last is a position."""
+    call.refuse_without_batch(call.grad.dim() > 1)
     b = call.units.by_unit(call.grad, call.name).flatten(1, -2)
     found: dict[str, Contribution] = {}
     if "weight" in call.trainable:
@@ -27,6 +28,7 @@ def linear_rule(call: LayerCall) -> dict[str, Contribution]:
 @register_rule("transformers.pytorch_utils.Conv1D")
 def transposed_linear_rule(call: LayerCall) -> dict[str, Contribution]:
     """``y = x W + b``: the linear layer of GPT-2, whose weight lies the other way round."""
+    call.refuse_without_batch(call.grad.dim() > 1)
     b = call.units.by_unit(call.grad, call.name).flatten(1, -2)
     found: dict[str, Contribution] = {}
     if "weight" in call.trainable:

@@ -14,6 +14,10 @@ from lightning_dp.gradients.rules.registry import LayerCall, register_rule
 __all__ = ("channel_norm_rule", "channels_first_norm_rule", "shape_norm_rule")
 
 
+INSTANCE_AXES = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
+"""How many axes a batch has; with one less it is a single sample."""
+
+
 # timm's own classes differ from torch's in their arguments, and in a faster kernel for the same function.
 @register_rule(nn.LayerNorm, nn.RMSNorm, "timm.layers.norm.LayerNorm")
 def shape_norm_rule(call: LayerCall) -> dict[str, Contribution]:
@@ -21,6 +25,7 @@ def shape_norm_rule(call: LayerCall) -> dict[str, Contribution]:
     module, x, grad, units = call.module, call.x, call.grad, call.units
     assert isinstance(module, (nn.LayerNorm, nn.RMSNorm))
     shape = list(module.normalized_shape)
+    call.refuse_without_batch(grad.dim() > len(shape))
 
     def positions(t: Tensor) -> Tensor:
         return units.by_unit(t, call.name).reshape(units.num_units, -1, *shape).sum(1)
@@ -59,6 +64,8 @@ def channel_norm_rule(call: LayerCall) -> dict[str, Contribution]:
         groups = module.num_groups
     else:
         assert isinstance(module, (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d))
+        axes = next(axes for kind, axes in INSTANCE_AXES.items() if isinstance(module, kind))
+        call.refuse_without_batch(grad.dim() == axes)
         groups = x.shape[1]
     rows, channels = x.shape[:2]
     size = max(1, CHUNK_ELEMENTS // max(1, x[0].numel()))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_dp.errors import PrivacyError
 from lightning_dp.gradients.bare import tensors_in
 from lightning_dp.gradients.contributions import Contribution
 from lightning_dp.gradients.reals import in_precision
@@ -60,6 +61,14 @@ class LayerCall:
     def grad(self) -> Tensor:
         """The first output gradient that arrived, in the precision :attr:`dtype`."""
         return in_precision(next(g for g in self.grads if g is not None), self.dtype)
+
+    def refuse_without_batch(self, has_batch: bool) -> None:
+        """Raises PrivacyError where a layer that also takes single samples got one: its axis 0 is then no batch axis."""
+        if not has_batch:
+            raise PrivacyError(
+                f"{self.name} was called without a batch axis, so its rows cannot be assigned to units. Call it with the whole "
+                "batch on axis 0, (batch, channels, ...) or (batch, ..., features), instead of sample by sample."
+            )
 
     def rows_of_sequence(self, tensor: Tensor) -> Tensor:
         """Regroups ``(T, R, d)``, time or position first, to ``(U, K * T, d)``: a unit's rows one after the other."""

@@ -172,6 +172,7 @@ def standardised_conv_rule(call: LayerCall) -> dict[str, Contribution]:
     """The weight, its gain where there is one, and the bias of a convolution with a standardised weight."""
     module, units, name = call.module, call.units, call.name
     assert isinstance(module, nn.Conv2d)
+    call.refuse_without_batch(call.grad.dim() == 4)
     geometry = ConvGeometry(module)
     weight, gain = module.weight.detach().to(call.dtype), getattr(module, "gain", None)
     eps, scale = float(module.eps), float(getattr(module, "scale", 1.0))  # type: ignore[arg-type]

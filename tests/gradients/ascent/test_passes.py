@@ -144,6 +144,39 @@ def test_matches_a_plain_loop_over_units(name: str) -> None:
     assert_matches(name)
 
 
+class MaskedPositions(nn.Module):
+    """A parameter, a mask over positions and a leaf given a matrix: each has as many rows as a batch of four."""
+
+    class Leaf(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.randn(5))
+
+        def forward(self, x: Tensor, mix: Tensor) -> Tensor:
+            return torch.tanh(mix @ (x * self.scale))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.layer, self.leaf = nn.Parameter(torch.randn(5)), nn.Linear(5, 5), self.Leaf()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.where((torch.arange(4) > 1)[:, None], self.token, self.layer(x))
+        return self.leaf(torch.tanh(h), torch.tril(torch.ones(4, 4, dtype=x.dtype)))
+
+
+def test_what_the_batch_shares_is_shared_in_the_second_pass_too() -> None:
+    torch.manual_seed(1)
+    module, x = MaskedPositions().double(), torch.randn(4, 4, 5, dtype=torch.float64)
+    y = torch.linspace(-1, 1, 4, dtype=torch.float64)
+    truth = clipped_sum(truth_of(module, x, y), 1e30, "flat", layer_numbers(module))
+    with engine_on(module) as engine:
+        mix(engine, lambda: squared_loss(module, x[:1], y[:1]), 1)
+        one = engine.clipped_sum()
+        mix(engine, lambda: squared_loss(module, x, y), 4)
+        both = engine.clipped_sum()
+    assert relative_error([b - a for a, b in zip(one, both, strict=True)], truth) < 1e-5
+
+
 class Checkpointed(nn.Module):
     """Blocks whose forward pass is repeated within the backward pass."""
 

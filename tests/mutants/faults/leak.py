@@ -100,6 +100,21 @@ LEAK_FAULTS: tuple[Mutant, ...] = (
         f"{SHARED}::test_matches_the_loop_at_every_batch_size",
     ),
     mutant(
+        "what the batch shares is split in batches of its length", ROW_MEMORY,
+        "= found & self._with_rows.get(key, found)", "= found",
+        f"{SHARED}::test_matches_the_loop_at_every_batch_size",
+    ),
+    mutant(
+        "the second pass of an ascent splits what the batch shares", "lightning_dp/gradients/ascent/shift.py",
+        "carried = self.row_memory.with_rows(name, number,", "carried = RowMemory().with_rows(name, number,",
+        "tests/gradients/ascent/test_passes.py::test_what_the_batch_shares_is_shared_in_the_second_pass_too",
+    ),
+    mutant(
+        "a single sample's channels are taken for rows", "lightning_dp/gradients/rules/registry.py",
+        "        if not has_batch:\n", "        if False:\n",
+        f"{RULES}/test_unbatched.py::test_a_call_without_batch_axis_is_refused_by_name",
+    ),
+    mutant(
         "copies keep live taps", TAPS, "    taps._paused = True\n    return taps", "    return taps",
         f"{LEAKS}::test_a_copy_of_a_tapped_network_is_an_ordinary_network",
     ),
