@@ -137,7 +137,7 @@ class GradientEngine:
     def close(self) -> None:
         """Takes the hooks off the network and forgets what was accumulated."""
         self._taps.remove()
-        self._memory.clear()
+        self._memory.end()
         self._forget_sums()
 
     @property

@@ -1,4 +1,4 @@
-"""How much memory the engine may use beyond what a plain step needs, and the buffers that it keeps from step to step."""
+"""How much memory the engine may use beyond what a plain step needs, and the one temporary that layers share."""
 
 from __future__ import annotations
 
@@ -42,8 +42,6 @@ class Memory:
         _keep_freed_pages()
         self._allowed = 0
         self._held = 0
-        self._free: list[Tensor] = []
-        self._lent: list[Tensor] = []
         self._scratch: Tensor | None = None
 
     def begin(self, recorded_bytes: int) -> None:
@@ -64,21 +62,8 @@ class Memory:
         self._held = after
         return True
 
-    def buffer(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """An uninitialised tensor that :meth:`end` takes back, on CPU from the step before: fresh pages cost time."""
-        if like.device.type != "cpu":
-            return like.new_empty(shape)
-        size = math.prod(shape)
-        fitting = [i for i, t in enumerate(self._free) if t.dtype == like.dtype and size <= t.numel() <= 2 * size]
-        if fitting:
-            flat = self._free.pop(min(fitting, key=lambda i: self._free[i].numel()))
-        else:
-            flat = like.new_empty(size + size // 8)  # Poisson batches differ in size by a few per cent
-        self._lent.append(flat)
-        return flat[:size].view(shape)
-
     def scratch(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """An uninitialised tensor that is valid until the next call: the one large temporary of the moment."""
+        """An uninitialised tensor, valid until the next call or the end of the pass: the one large temporary of the moment."""
         size = math.prod(shape)
         if like.device.type != "cpu":
             return like.new_empty(shape)
@@ -87,12 +72,8 @@ class Memory:
         return self._scratch[:size].view(shape)
 
     def end(self) -> None:
-        """Ends the pass: nothing of it is held any longer. What no layer asked for this time is given back."""
-        self._free, self._lent = self._lent, []
-
-    def clear(self) -> None:
-        """Gives back all buffers."""
-        self._free, self._lent, self._scratch = [], [], None
+        """Ends the pass. Nothing of it lives on into the next forward pass, whose records would come on top of it."""
+        self._scratch = None
 
 
 def _keep_freed_pages() -> None:

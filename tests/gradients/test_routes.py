@@ -107,7 +107,7 @@ def test_no_route_counts_a_unit_as_smaller_than_its_terms_resolve(route: str) ->
 
 
 def test_held_gradients_of_two_layers_do_not_meet() -> None:
-    """Two layers of one shape whose gradients are held: buffers that are lent twice would mix them up."""
+    """Two layers of one shape whose gradients are held: one buffer for both would mix them up."""
     torch.manual_seed(11)
     module, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), torch.randn(5, 200, 4)
     y = torch.linspace(-1, 1, 5)

@@ -282,8 +282,7 @@ class ProductSum(Contribution):
         return torch.cat(norms), _joined(found)
 
     def _built(self) -> Tensor:
-        shape = (self.num_units, self.shape.numel())
-        held = self.a.new_empty(shape) if self._memory is None else self._memory.buffer(shape, self.a)
+        held = self.a.new_empty(self.num_units, self.shape.numel())
         self.write(0, self.num_units, held)
         return held
 

@@ -13,7 +13,6 @@ SENSITIVITY = "tests/gradients/test_sensitivity.py"
 LAYERS = "tests/gradients/test_clipping.py"
 ADAPTIVE = "lightning_dp/gradients/adaptive.py"
 ADAPTING = "tests/gradients/test_adaptive.py"
-MEMORY = "lightning_dp/gradients/memory.py"
 EMBEDDING_ROWS = "lightning_dp/gradients/contributions/embedding_rows.py"
 PRECISION = "lightning_dp/gradients/precision.py"
 
@@ -101,7 +100,9 @@ CLIPPING_FAULTS: tuple[Mutant, ...] = (
         f"{TRAPS}::test_t6_physical_batches_add_up",
     ),
     mutant(
-        "one buffer for two layers", MEMORY, "self._lent.append(flat)", "self._free.append(flat)",
+        "one buffer for two layers", PRODUCT_SUM,
+        "held = self.a.new_empty(self.num_units, self.shape.numel())",
+        "held = self._memory.scratch((self.num_units, self.shape.numel()), self.a)",
         f"{ROUTES}::test_held_gradients_of_two_layers_do_not_meet",
     ),
     mutant(
