@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_dp.sampling.batches import LogicalBatchSampler, RankDraw, split_draw, split_units
 from lightning_dp.sampling.build import build_private_loader
 from lightning_dp.sampling.checks import loader_batch_size, why_not_private
-from lightning_dp.sampling.keys import key_from_seed, new_key
+from lightning_dp.sampling.keys import following_key, key_from_seed, new_key
 from lightning_dp.sampling.loader import LogicalStep, PrivateDataLoader
 from lightning_dp.sampling.samplers import (
     BallsInBinsSampler,
@@ -30,6 +30,7 @@ __all__ = (
     "UnitIds",
     "UnitRows",
     "build_private_loader",
+    "following_key",
     "key_from_seed",
     "loader_batch_size",
     "new_key",

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from lightning_dp.errors import PrivacyConfigError
 
-__all__ = ("MIN_KEY_BYTES", "key_from_seed", "new_key", "stream")
+__all__ = ("MIN_KEY_BYTES", "following_key", "key_from_seed", "new_key", "stream")
 
 MIN_KEY_BYTES = 16
 _KEY_BYTES = 32
@@ -49,6 +49,15 @@ def key_from_seed(seed: int) -> bytes:
         32 bytes, a hash of the seed (so that near seeds give unrelated keys).
     """
     return hashlib.sha256(f"lightning-dp sampling test key {int(seed)}".encode()).digest()
+
+
+def following_key(key: bytes) -> bytes:
+    """Return the key of the next sampler of a run: a hash of this one's, which does not lead back to it.
+
+    Two samplers of one run number their steps and passes each in its own way. Under one key, a pass of the second could have
+    the number, and with it the draw, of a pass of the first, while composition counts both as drawn independently.
+    """
+    return hashlib.sha256(b"lightning-dp key of the next sampler " + check_key(key)).digest()
 
 
 def check_key(key: bytes) -> bytes:

@@ -342,7 +342,9 @@ class BallsInBinsSampler(_PassSampler):
     Gaussian step at rate 1.
 
     A pass is charged as a whole by its first step. What ends or is resumed within one has released part of it, which costs
-    no more than all of it; under a new key it is charged again (see `ShuffleSampler`).
+    no more than all of it; under a new key it is charged again (see `ShuffleSampler`). Composition needs passes that are
+    drawn independently, so no two samplers of a run may have one key (`following_key`). S is a constant of the mechanism, as
+    n and B are: eps compares data sets that are trained on with one S.
 
     See `LogicalSampler` for the arguments.
     """

@@ -90,6 +90,8 @@ class PrivateTrainingStrategy(CheckedStrategy):
         sampler = self._make_sampler(dataloader)
         self._settled = self._settled and self._sampler is not None and same_rate(self._sampler, sampler)
         self._sampler = sampler
+        # Rows may stand in another order now: a pass under way is not paid for under the new draws.
+        self._budget.forget_pass()
         self._loader = build_private_loader(
             dataloader,  # type: ignore[arg-type]
             sampler,

@@ -206,8 +206,8 @@ class Budget:
                 factors=None if self.schedule is None else self._factors(start, max(1, planned)),
             )
             self._affordable = max(1, planned)
-        # What another sampler object drew last says nothing about a pass of this one.
-        self._previous = self._previous if sampler is self._sampler else None
+        if sampler is not self._sampler:
+            self.forget_pass()
         self._sampler, self._event = sampler, sampler.event(self._noise_multiplier)
         if self._target is not None and not calibrating:
             self._affordable = self._count_affordable(planned, start)
@@ -220,6 +220,10 @@ class Budget:
                 self._meter.prime(self._event, known)
             else:
                 self._meter.prime_with(self.plan(start, known))
+
+    def forget_pass(self) -> None:
+        """From here on another sampler draws: what was drawn before says nothing about a pass of its own."""
+        self._previous = None
 
     def may_step(self, step: int) -> bool:
         """Whether logical step number ``step`` fits the budget. Charges nothing."""

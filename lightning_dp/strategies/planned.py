@@ -23,6 +23,7 @@ from lightning_dp.sampling import (
     ShuffleSampler,
     TruncatedPoissonSampler,
     UnitRows,
+    following_key,
     key_from_seed,
     loader_batch_size,
     new_key,
@@ -225,6 +226,8 @@ class PlannedStrategy(ProcessStrategy):
             # One key for all ranks, so that they agree on a draw without exchanging it; from the operating system.
             key = new_key() if self._seed is None else key_from_seed(self._seed)
             self._key = self.broadcast(key)
+        else:
+            self._key = following_key(self._key)
         self._rows = self._unit.rows_of(dataloader.dataset, self._key)
         if self._rows is not None and self.broadcast(self._rows.digest()) != self._rows.digest():
             raise PrivacyConfigError(

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,11 +20,13 @@ from lightning_dp.accounting import (
     PrivacyLedger,
     affordable_steps,
     calibrate_noise_multiplier,
+    edgeworth_gamma,
     get_accountant,
+    reconstruction_bound,
 )
 from lightning_dp.accounting.allocation import BallsInBins, mean_of_ratios
 from lightning_dp.accounting.profile import profile_add, profile_remove
-from lightning_dp.errors import PrivacyError
+from lightning_dp.errors import PrivacyConfigError, PrivacyError
 
 PLD = PLDAccountant()
 EPS = np.array([-3.0, -1.0, -0.3, -0.05, 0.0, 0.02, 0.1, 0.3, 1.0, 2.0, 4.0])
@@ -165,6 +168,37 @@ def test_without_noise_to_speak_of_the_bound_is_that_of_the_gaussian() -> None:
     assert PLD.epsilon(passes(0.1, 30), 1e-5) == PLD.epsilon([LedgerEntry(GaussianEvent(0.1), 1)], 1e-5)
     assert PLD.epsilon(passes(1e6, 30), 1e-5) <= PLD.epsilon(passes(1e4, 30), 1e-5) * (1 + 1e-9)
     assert PLD.epsilon(passes(1.0, 10**9), 1e-5) <= PLD.epsilon(passes(1.0, 1 << 16), 1e-5)
+
+
+@pytest.mark.parametrize(("sigma", "bins", "times"), [(1.0, 100, 1), (2.0, 20, 2), (0.6, 8, 3)])
+def test_the_bound_on_reconstruction_from_passes_and_its_error_hold_the_best_test(
+    sigma: float, bins: int, times: int
+) -> None:
+    """The likelihood ratio's test of size kappa, simulated to five standard errors of its size and its power."""
+    kappa, draws = 0.05, 100_000
+    found = reconstruction_bound(passes(sigma, bins, times), kappa, direction="remove")
+    rng = np.random.default_rng(2)
+
+    def ratios(with_unit: bool) -> npt.NDArray[np.float64]:
+        product = np.ones(draws)
+        for _ in range(times):
+            z = rng.standard_normal((draws, bins)) / sigma
+            if with_unit:
+                z[np.arange(draws), rng.integers(0, bins, draws)] += sigma**-2
+            product *= np.exp(z - 0.5 * sigma**-2).mean(1)
+        return product
+
+    threshold = float(np.quantile(ratios(False), 1.0 - kappa))
+    power = float((ratios(True) > threshold).mean())
+    error = 5.0 * (math.sqrt(power / draws) + threshold * math.sqrt(kappa / draws))
+    assert kappa < power <= found.gamma + error
+    assert found.gamma <= 1.01 * power + error
+    assert kappa < found.gamma - found.error <= power + error
+
+
+def test_an_expansion_that_knows_no_bins_refuses_them() -> None:
+    with pytest.raises(PrivacyConfigError, match="balls-in-bins"):
+        edgeworth_gamma(passes(0.7, 20, 40), 1e-4)
 
 
 def test_passes_compose_with_steps_of_other_kinds() -> None:

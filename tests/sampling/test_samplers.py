@@ -28,6 +28,7 @@ from lightning_dp.sampling import (
     PoissonSampler,
     ShuffleSampler,
     TruncatedPoissonSampler,
+    following_key,
     key_from_seed,
     new_key,
 )
@@ -169,6 +170,16 @@ def test_seeding_the_process_does_not_touch_the_draws() -> None:
     assert first != new_key()
     assert len(first) == 32
     assert key_from_seed(3) == key_from_seed(3) != key_from_seed(4)
+
+
+def test_the_next_samplers_key_is_another_and_does_not_lead_back() -> None:
+    chain = [KEY]
+    for _ in range(5):
+        chain.append(following_key(chain[-1]))
+    assert len(set(chain)) == 6
+    assert all(len(key) == 32 for key in chain)
+    with pytest.raises(PrivacyConfigError, match="at least 16 bytes"):
+        following_key(b"short")
 
 
 @given(n=st.integers(1, 200), data=st.data(), number=st.integers(0, 5))

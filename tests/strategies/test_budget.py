@@ -279,10 +279,11 @@ def test_a_draw_is_not_used_again_after_an_interruption() -> None:
     used = list(module.sizes)
     module.fail = False
     run.fit(module, loader())
-    from lightning_dp.sampling import PoissonSampler, key_from_seed
+    from lightning_dp.sampling import PoissonSampler, following_key, key_from_seed
 
     sampler = PoissonSampler(64, 16, key_from_seed(7))
     assert used == [len(sampler.draw(step)) for step in range(2)]
+    sampler = PoissonSampler(64, 16, following_key(key_from_seed(7)))
     assert module.sizes[2:] == [len(sampler.draw(step)) for step in range(2, module.calls)]
     assert plugin.ledger.steps == module.calls
 
@@ -357,6 +358,44 @@ def test_reloading_the_loader_does_not_disturb_the_pass() -> None:
     run.fit(Reloads())
     assert run.global_step == 12
     assert plugin.ledger.steps == 3
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "balls_in_bins"])
+def test_a_loader_that_is_reloaded_within_a_pass_opens_another(sampling: Any) -> None:
+    """Its rows may stand in another order: who took part already may come again, in what would be one paid pass."""
+
+    class Reorders(Tiny):
+        def train_dataloader(self) -> Any:
+            return loader()
+
+    plugin = strategy(sampling=sampling)
+    run = trainer(plugin, max_epochs=3, limit_train_batches=1, reload_dataloaders_every_n_epochs=1)
+    run.fit(Reorders())
+    assert run.global_step == 3
+    assert plugin.ledger.steps == 3  # and not one pass of 4 steps
+
+
+def test_no_two_samplers_of_a_run_share_their_draws() -> None:
+    """Passes of 4 steps, then of 16: those of one number would be one draw, rounded in two ways."""
+    plugin, module = strategy(sampling="balls_in_bins"), Tiny()
+    run = fit(module, plugin, loader(64, 16), max_epochs=2)
+    first = plugin._sampler
+    run.fit_loop.epoch_loop.max_steps = 16
+    run.fit_loop.max_epochs = 3
+    run.fit(module, loader(64, 4))
+    second = plugin._sampler
+    assert first is not None
+    assert second is not None
+    assert (first.steps_per_epoch, second.steps_per_epoch) == (4, 16)
+
+    def bins(sampler: Any, number: int) -> Any:
+        steps, found = sampler.steps_per_epoch, torch.empty(64, dtype=torch.long)
+        for place in range(steps):
+            found[torch.from_numpy(sampler.draw(number * steps + place))] = place
+        return found
+
+    agree = (bins(second, 1) // 4 == bins(first, 1)).float().mean()
+    assert agree < 0.6  # 1/4 by chance: 64 tosses reach 0.6 with a chance of 1e-8, and a shared draw has 1
 
 
 def test_a_reloaded_data_set_of_another_size_is_charged_at_its_own_rate() -> None:

@@ -82,10 +82,10 @@ def edgeworth_gamma(entries: Sequence[LedgerEntry], kappa: float) -> float:
         )
     if not 0.0 < kappa < 1.0:
         return kappa
-    if any(event.noise_multiplier < 0.05 or event.tail > 0.0 for event, _ in gaussian_steps(merged)):
+    if any(event.noise_multiplier < 0.05 or event.tail > 0.0 or event.bins > 1 for event, _ in gaussian_steps(merged)):
         raise PrivacyConfigError(
-            "an Edgeworth expansion is not possible with a noise multiplier below 0.05 or with cut draws: use "
-            "reconstruction_bound."
+            "an Edgeworth expansion is not possible with a noise multiplier below 0.05, with cut draws or with passes over "
+            "balls-in-bins batches: use reconstruction_bound."
         )
     null, alternative = _expansion(merged, False), _expansion(merged, True)
     z = float(-ndtri(kappa))

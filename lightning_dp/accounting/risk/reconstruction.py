@@ -118,7 +118,8 @@ def reconstruction_bound(
         # The known attack belongs to the null hypothesis without the sample; the worse direction is no better than it.
         gaussians, _ = without_responses(merged)
         error = max(0.0, gamma - (kappa if direction == "add" else _known_attack(gaussians, kappa)))
-        if method == "pld":
+        # A pass over bins has a grid of its own inside its profile, of which a wider grid of losses says nothing.
+        if method == "pld" and not any(event.bins > 1 for event, _ in gaussian_steps(gaussians)):
             error = min(error, _grid_error(merged, kappa, side))
     return ReconstructionBound(kappa, gamma, error, side, method, sum(entry.steps for entry in merged))
 
@@ -188,15 +189,17 @@ def _grid_error(entries: Sequence[LedgerEntry], kappa: float, side: Side) -> flo
 def _known_attack(entries: Sequence[LedgerEntry], kappa: float) -> float:
     """Power of one test of size kappa that exists, null hypothesis without the unit: is the largest of all steps large?
 
-    Standardised, the steps are independent N(0, 1) without the unit, and with it (1 - q) N(0, 1) + q N(1 / sigma, 1).
+    Standardised, the steps are independent N(0, 1) without the unit, and with it (1 - q) N(0, 1) + q N(1 / sigma, 1); of a
+    pass over bins, one step is N(1 / sigma, 1) and the others are N(0, 1).
     """
     events = gaussian_steps(entries)
     if not (events and 0.0 < kappa < 1.0):
         return kappa
-    threshold = float(-ndtri(-math.expm1(math.log1p(-kappa) / sum(steps for _, steps in events))))
+    threshold = float(-ndtri(-math.expm1(math.log1p(-kappa) / sum(steps * event.bins for event, steps in events))))
     log_missed = 0.0
     for event, steps in events:
         kept = event.sample_rate * ndtr(threshold - 1.0 / event.noise_multiplier)
         kept += (1.0 - event.sample_rate) * ndtr(threshold)
         log_missed += steps * math.log(max(float(kept), 1e-300))
+        log_missed += steps * (event.bins - 1) * math.log(max(float(ndtr(threshold)), 1e-300))
     return max(kappa, -math.expm1(log_missed))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -96,3 +97,7 @@ def main(folder: Path, devices: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]))
+    if (
+        torch.distributed.is_initialized()
+    ):  # left to the interpreter's end, gloo's threads now and then abort the process
+        torch.distributed.destroy_process_group()

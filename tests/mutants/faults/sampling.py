@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants.fault import Mutant, mutant
-from tests.mutants.places import LEDGER, TRAPS
+from tests.mutants.places import LEDGER, PLANNED, STRATEGY, TRAPS
 
 __all__ = ("SAMPLING_FAULTS",)
 
@@ -133,5 +133,15 @@ SAMPLING_FAULTS: tuple[Mutant, ...] = (
         "return step // self.steps_per_epoch != (previous or step)",
         f"{SAMPLER_TESTS}::test_the_plan_agrees_with_the_charges",
         f"{SAMPLER_TESTS}::test_passes_are_charged_once",
+    ),
+    mutant(
+        "all samplers of a run have one key", PLANNED,
+        "            self._key = following_key(self._key)\n", "            pass\n",
+        "tests/strategies/test_budget.py::test_no_two_samplers_of_a_run_share_their_draws",
+    ),
+    mutant(
+        "a reloaded loader goes on in a pass that is paid", STRATEGY,
+        "        self._budget.forget_pass()\n", "",
+        "tests/strategies/test_budget.py::test_a_loader_that_is_reloaded_within_a_pass_opens_another",
     ),
 )  # fmt: skip  # fmt: skip

@@ -73,3 +73,7 @@ def main(folder: Path, devices: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]))
+    if (
+        torch.distributed.is_initialized()
+    ):  # left to the interpreter's end, gloo's threads now and then abort the process
+        torch.distributed.destroy_process_group()
