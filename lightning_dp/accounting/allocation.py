@@ -48,7 +48,8 @@ _MOST_POINTS = 1 << 13
 #: Standard deviations at which the noise is cut; and the mass, with and without the unit, that may be dropped at once.
 _CUT = 9.2
 _CUT_MASS = 1e-20
-#: Rounding of masses, relative, a thousand times what sums of masses and means were seen to lose; and of losses.
+#: Rounding of masses, relative, hundreds of times what their sums were seen to lose; and of losses, and with them of the
+#: means that cells keep, a hundred times what a cell's mean loses where noise is large.
 _SLACK, _SLACK_A_BIN, _SHIFT = 1e-10, 1e-13, 1e-12
 
 

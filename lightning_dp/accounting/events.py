@@ -8,9 +8,12 @@ from typing import Literal, get_args
 
 from lightning_dp.errors import PrivacyConfigError
 
-__all__ = ("RELATION", "Event", "GaussianEvent", "RandomizedResponseEvent", "Relation", "Sampling")
+__all__ = ("IN_PASSES", "RELATION", "Event", "GaussianEvent", "RandomizedResponseEvent", "Relation", "Sampling")
 
 Sampling = Literal["poisson", "truncated_poisson", "balls_in_bins", "shuffle"]
+
+#: Samplings of which an event is a whole pass, and not a step.
+IN_PASSES: tuple[Sampling, ...] = ("balls_in_bins", "shuffle")
 
 #: What neighbouring data sets are: they differ by one unit that only one of them has, or by what one unit is.
 Relation = Literal["add_or_remove_one", "replace_one"]

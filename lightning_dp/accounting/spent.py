@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_dp.accounting.accountants import AccountantName, check_delta, get_accountant
-from lightning_dp.accounting.events import RELATION, RandomizedResponseEvent
+from lightning_dp.accounting.events import IN_PASSES, RELATION, RandomizedResponseEvent
 from lightning_dp.accounting.ledger import LedgerEntry, gaussian_steps, merge_entries, relation_of
 from lightning_dp.accounting.responses import without_responses
 from lightning_dp.accounting.tradeoff import TradeOffCurve
@@ -50,9 +50,11 @@ class PrivacySpent:
 
     def __str__(self) -> str:
         relation = self.relation.replace("_", " ") + ("" if self.unit == "sample" else f" unit ({self.unit})")
-        what = {"none": "release", "balls_in_bins": "pass", "shuffle": "pass"}.get(self.sampling, "steps")
-        if self.steps != 1:
-            what = {"release": "releases", "pass": "passes"}.get(what, what)
+        what = "steps"
+        if self.sampling == "none":
+            what = "release" if self.steps == 1 else "releases"
+        elif self.sampling in IN_PASSES:
+            what = "pass" if self.steps == 1 else "passes"
         return (
             f"eps = {rounded_up(self.eps)} at delta = {self.delta:.4g} ({relation}; {self._sampling()}; "
             f"{self.accountant} accountant; {self.steps} {what})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_dp.accounting import PrivacySettings, PrivacySpent
+from lightning_dp.accounting.events import IN_PASSES
 from lightning_dp.callbacks.releases import Release
 
 __all__ = ("summary_text",)
@@ -41,7 +42,7 @@ def _steps(spent: PrivacySpent, settings: PrivacySettings) -> Rows:
     return [
         ("relation", settings.relation.replace("_", " ")),
         ("sampling", f"{settings.sampling}, {_rate(settings)}"),
-        ("passes" if settings.sampling in ("balls_in_bins", "shuffle") else "steps", f"{spent.steps}"),
+        ("passes" if settings.sampling in IN_PASSES else "steps", f"{spent.steps}"),
         ("samples" if settings.unit == "sample" else f"units ({settings.unit})", sizes),
         (
             "noise",

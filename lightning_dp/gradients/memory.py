@@ -81,7 +81,7 @@ def _keep_freed_pages() -> None:
 
     It returns blocks of some size at once, and what lies free at the end of the heap beyond 64 MiB. Every page of either costs
     a fault when it comes back: a third of the step of a small network, 6 % of a transformer's (measured), and
-    returning blocks of 4 or 8 MiB costs ResNet-9 another 6 %. The most that a process takes grows by 3 to 5 % (single runs).
+    returning blocks of 4 or 8 MiB costs ResNet-9 4 to 6 %. The most that a process takes grows by 3 to 5 % (single runs).
     Without glibc nothing is done.
     """
     try:

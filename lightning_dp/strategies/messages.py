@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_dp.accounting import LangevinLaw, PrivacySettings
+from lightning_dp.accounting.events import IN_PASSES
 from lightning_dp.posterior import PosteriorSamples
 
 __all__ = ("announcement", "budget_is_spent", "chain", "kept_samples", "not_private", "plan_exceeds_budget")
@@ -70,7 +71,7 @@ def not_private(settings: PrivacySettings, seed: int | None) -> list[str]:
 
 def plan_exceeds_budget(settings: PrivacySettings, uncovered: int) -> str:
     """Warning at the start of a run that the budget will end before the plan does."""
-    what = "passes" if settings.sampling in ("shuffle", "balls_in_bins") else "steps"
+    what = "passes" if settings.sampling in IN_PASSES else "steps"
     return (
         f"The budget {_limit(settings)} does not cover the last {uncovered} of the planned {what}: the noise was calibrated to "
         "fewer. Training stops when the budget is spent. Plan all steps from the start, or give a larger one."
